@@ -1,0 +1,163 @@
+"""The capture agent: all cameras of this machine, and the handoff of what they close."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Literal
+
+import structlog
+
+from capture.camera import STOP_GRACE_SECONDS, Camera, CameraPlan, CameraStatus
+from capture.claim import claim
+from capture.clock import Clock
+from capture.errors import ConfigError, RelayError
+from capture.ffmpeg import CaptureOptions
+from capture.gate import Gate
+from capture.handoff import (
+    END_SESSION,
+    RECOVER,
+    REGISTER_CAMERA,
+    Message,
+    Publisher,
+    publisher_app,
+    upload_message,
+)
+from capture.segment import SessionName
+from capture.session import Owed
+from capture.settings import Settings, read_token
+from capture.spool import REJECTED, Spool
+from capture.upkeep import ENDED_NOTE, is_over
+
+_JOIN_SECONDS = STOP_GRACE_SECONDS + 0.5
+_PUBLISH_SECONDS = 1.0
+_MOST_REMINDERS = 200
+
+_NOBODY: nullcontext[None] = nullcontext()
+
+log = structlog.get_logger()
+
+
+def plan_cameras(settings: Settings) -> list[CameraPlan]:
+    """Return what the settings say is to be captured. Raises ConfigError when that is nothing."""
+    plans = []
+    for camera_id, camera in settings.cameras.items():
+        if not camera.enabled:
+            continue
+        values = camera.over(settings.defaults)
+        options = CaptureOptions(
+            segment_seconds=values.segment_seconds,
+            fps=values.fps,
+            resolution=values.resolution,
+            audio=values.audio,
+            realtime=values.realtime,
+        )
+        plans.append(CameraPlan(camera_id, camera.name or camera_id, camera.parsed_source(), options))
+    if not plans:
+        raise ConfigError(
+            "no camera is set; expected at least one; give --source (a file, rtsp://…, http://…, "
+            "webcam:0 or test:), or a [cameras.<id>] table in relay.toml"
+        )
+    return plans
+
+
+class Agent:
+    """Runs the cameras. Nothing here waits for the network."""
+
+    def __init__(self, settings: Settings, spool: Spool, ffmpeg: str, *, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._publisher = Publisher(publisher_app(settings))
+        self._gate = Gate(spool, settings.ingest)
+        self._sessions: list[SessionName] = []
+        self.cameras: Mapping[str, Camera] = {
+            plan.id: Camera(
+                plan,
+                spool=spool,
+                ffmpeg=ffmpeg,
+                on_owed=self._owed,
+                on_session=self._session,
+                clock=clock,
+            )
+            for plan in plan_cameras(settings)
+        }
+
+    def start(self) -> None:
+        """Start all cameras. A start is a new try for a token that was refused before."""
+        self._gate.forgive(read_token(self._settings.ingest))
+        self._publisher.start()
+        for camera in self.cameras.values():
+            camera.start()
+        self._publisher.send(Message(RECOVER, ()))
+
+    def stop(self) -> None:
+        """Let every ffmpeg finish its segment; at most a few seconds."""
+        for camera in self.cameras.values():
+            camera.stop()
+        for camera in self.cameras.values():
+            if not camera.join(_JOIN_SECONDS):
+                log.error("camera_stuck", camera=camera.plan.id, then="its segment is salvaged later")
+
+    def close(self) -> None:
+        """Let the publisher finish."""
+        self._publisher.close(_PUBLISH_SECONDS)
+
+    def is_running(self) -> bool:
+        return any(camera.is_alive() for camera in self.cameras.values())
+
+    def statuses(self) -> list[CameraStatus]:
+        return [camera.status() for camera in self.cameras.values()]
+
+    def errors(self) -> list[RelayError]:
+        """Return why cameras failed for good."""
+        return [status.error for status in self.statuses() if status.error is not None]
+
+    def refusal(self) -> str | None:
+        """Return the advice when the cloud refused the token and that ends us; None otherwise."""
+        if self._settings.ingest.on_refused != "stop":
+            return None
+        try:
+            found = self._gate.refusal(read_token(self._settings.ingest))
+        except ConfigError:
+            return None
+        return str(found.get("advice")) if found else None
+
+    def owed(self) -> int:
+        """Return how many segments of these cameras the cloud has not confirmed."""
+        return self._spool.owed_count(set(self.cameras))
+
+    def rejected(self) -> int:
+        """Return how many segments of this run the cloud would not take."""
+        return sum(len(self._spool.segments(name, REJECTED)) for name in self._sessions)
+
+    def is_settled(self) -> bool:
+        """Tell whether nothing is owed, and the cloud knows that the sessions of this run are over."""
+        return self.owed() == 0 and all(
+            (self._spool.session_path(name) / ENDED_NOTE).exists() or not is_over(self._spool, name)
+            for name in self._sessions
+        )
+
+    def remind(self) -> None:
+        """Publish what is still owed or untold once more: a stop does not wait for recover's next round."""
+        sent = 0
+        for camera in self.cameras:
+            for debt in self._spool.debts(camera):
+                if sent >= _MOST_REMINDERS:
+                    return
+                with claim(self._spool, debt.session, debt.segment) or _NOBODY as free:
+                    size = free.size if free else None
+                if size is not None:
+                    self._publisher.send(
+                        upload_message(self._settings.ingest, debt.session, debt.segment, size)
+                    )
+                    sent += 1
+        for name in self._sessions:
+            if is_over(self._spool, name):
+                self._publisher.send(Message(END_SESSION, (str(name),)))
+
+    def _owed(self, session: SessionName, owed: Owed) -> None:
+        self._publisher.send(upload_message(self._settings.ingest, session, owed.segment, owed.size))
+
+    def _session(self, session: SessionName, what: Literal["started", "ended"]) -> None:
+        if what == "started":
+            self._sessions.append(session)
+        task = REGISTER_CAMERA if what == "started" else END_SESSION
+        self._publisher.send(Message(task, (str(session),)))

@@ -1,0 +1,170 @@
+"""The worker's side of the spool: take an owed segment, and say what became of it.
+
+A claim is an advisory lock on the segment file itself. Names are hostile: they come out of a broker.
+Nothing is opened but a regular file directly inside a session directory directly inside the spool;
+every step is taken relative to the directory opened before it, and no link is followed.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from capture.journal import Event
+from capture.segment import SegmentName, SessionName, rfc3339
+from capture.spool import REJECTED, Spool, is_full, sync_directory, write_json
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# For writing, because a lock over NFS needs that; non-blocking, so that a planted FIFO cannot hold us.
+_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LONGEST_NAME = 255
+
+
+class HostileNameError(ValueError):
+    """A message named something that is no segment of this spool."""
+
+
+class Claim:
+    """An owed segment that nobody else is sending. Use it as a context."""
+
+    def __init__(self, spool: Spool, session: SessionName, segment: SegmentName, file: BinaryIO) -> None:
+        self.spool = spool
+        self.session = session
+        self.segment = segment
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self._path = spool.session_path(session) / str(segment)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same on every attempt: ``<session>/<sequence>``."""
+        return f"{self.session.id}/{self.segment.sequence}"
+
+    def _names(self) -> dict[str, object]:
+        return {"session": str(self.session), "segment": str(self.segment), "bytes": self.size}
+
+    def delivered(self, *, sha256: str, status: int, attempts: int) -> None:
+        """Journal the delivery on the disk, then delete the file; never the other way round.
+
+        On a full disk there may be no room for the line. What is confirmed may go, so the file is emptied
+        first: an empty closed segment means "delivered, not yet journalled".
+        """
+        fields = {**self._names(), "sha256": sha256, "status": status, "attempts": attempts}
+        try:
+            self._journal_delivery(fields)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            os.ftruncate(self.file.fileno(), 0)
+            self._journal_delivery(fields)
+        self._path.unlink()
+
+    def finish_delivered(self) -> bool:
+        """Finish a delivery that a full disk interrupted; False if this segment is really owed."""
+        if self.size:
+            return False
+        self._journal_delivery({**self._names(), "sha256": None, "status": 0, "attempts": 0})
+        self._path.unlink()
+        return True
+
+    def _journal_delivery(self, fields: dict[str, object]) -> None:
+        self.spool.journal.append(self.session.camera, Event.DELIVERED, durable=True, **fields)
+
+    def rejected(self, *, status: int, reason: str) -> None:
+        """Move the segment to ``rejected/`` with a note of the answer, and journal it."""
+        folder = self._path.parent / REJECTED
+        folder.mkdir(mode=0o750, exist_ok=True)
+        note = {"status": status, "reason": reason, "time": rfc3339(self.spool.clock.now())}
+        write_json(folder / f"{self._path.name}.json", note)
+        self._path.rename(folder / self._path.name)
+        sync_directory(folder)
+        sync_directory(folder.parent)
+        self.spool.journal.append(
+            self.session.camera,
+            Event.REJECTED,
+            durable=True,
+            **self._names(),
+            status=status,
+            reason=reason,
+        )
+
+    def dropped(self, *, reason: str) -> None:
+        """Delete the segment by a stated policy; the journal says which, first."""
+        self.spool.journal.append(
+            self.session.camera, Event.DROPPED, durable=True, **self._names(), reason=reason
+        )
+        self._path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.file.close()
+
+
+def parse_names(session: object, segment: object) -> tuple[SessionName, SegmentName]:
+    """Read the two arguments of a message; HostileNameError for anything but two valid names."""
+    if not (isinstance(session, str) and isinstance(segment, str)):
+        raise HostileNameError("expected two names, found other types")
+    if len(session) > _LONGEST_NAME or len(segment) > _LONGEST_NAME:
+        raise HostileNameError("expected two names, found one that is too long")
+    parsed_session, parsed_segment = SessionName.parse(session), SegmentName.parse(segment)
+    if parsed_session is None or parsed_segment is None:
+        raise HostileNameError(
+            f"expected a session and a segment name, found {ascii(session)[:80]} and {ascii(segment)[:80]}"
+        )
+    return parsed_session, parsed_segment
+
+
+def parse_session(session: object) -> SessionName:
+    """Read a session argument of a message; HostileNameError for anything else."""
+    parsed = SessionName.parse(session) if isinstance(session, str) else None
+    if parsed is None:
+        raise HostileNameError(f"expected a session name, found {ascii(session)[:80]}")
+    return parsed
+
+
+def claim(spool: Spool, session: SessionName, segment: SegmentName) -> Claim | None:
+    """Lock an owed segment; None when it is gone or somebody else has it."""
+    try:
+        descriptor = _open(spool, str(session), str(segment))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:
+            raise HostileNameError(f"{segment} is no regular file") from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise HostileNameError(f"{segment} is no regular file")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held the lock before may have delivered it between our open and our lock.
+        if os.fstat(descriptor).st_ino != (spool.session_path(session) / str(segment)).lstat().st_ino:
+            os.close(descriptor)
+            return None
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Claim(spool, session, segment, os.fdopen(descriptor, "rb", buffering=0))
+
+
+def _open(spool: Spool, session: str, segment: str) -> int:
+    root = os.open(spool.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory = os.open(session, _DIRECTORY, dir_fd=root)
+    finally:
+        os.close(root)
+    try:
+        return os.open(segment, _FILE, dir_fd=directory)
+    finally:
+        os.close(directory)

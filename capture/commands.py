@@ -1,0 +1,114 @@
+"""What the commands do, apart from reading their flags."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from capture.agent import Agent, plan_cameras
+from capture.broker import RuntimeDir, ping
+from capture.errors import EXIT_DONE, SourceError
+from capture.ffmpeg import find_ffmpeg
+from capture.log import configure_logging
+from capture.runner import StopSignals, live
+from capture.settings import Settings, require_cloud
+from capture.sink import FaultPlan, Sink, SinkEvent
+from capture.source import Source, SourceKind
+from capture.spool import Spool
+from capture.stack import Stack
+
+
+def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool, str]:
+    """Check what has to be there, before anything is made; return the spool and ffmpeg's path."""
+    configure_logging(secrets=settings.secrets(), as_json=as_json, verbose=verbose)
+    require_cloud(settings)
+    for plan in plan_cameras(settings):
+        _require_present(plan.source)
+    ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
+    return Spool.open(settings.spool.path, create=True), ffmpeg.path
+
+
+def _require_present(source: Source) -> None:
+    """Raise SourceError for a file that cannot be read: nothing is started for it."""
+    if source.kind is not SourceKind.FILE:
+        return
+    try:
+        with source.path.open("rb"):
+            pass
+    except OSError as error:
+        raise SourceError(
+            f"cannot open {source.path}: {error.strerror}; expected a video file that this user may read; "
+            "check the path given with --source"
+        ) from None
+
+
+def run_agent(settings: Settings, *, as_json: bool = False, verbose: bool = False) -> int:
+    """`run`: the capture agent alone."""
+    spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
+    signals = StopSignals()
+    signals.install()
+    return live(Agent(settings, spool, ffmpeg), None, settings, spool, signals)
+
+
+def run_everything(
+    settings: Settings,
+    *,
+    concurrency: int,
+    flower_port: int | None = None,
+    as_json: bool = False,
+    verbose: bool = False,
+) -> int:
+    """`up`: broker, worker, beat, agent, and Flower if wanted."""
+    own_broker = "url" not in settings.broker.model_fields_set
+    if not own_broker:
+        ping(settings.broker.url.get_secret_value())
+    spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
+    signals = StopSignals()
+    signals.install()
+    with RuntimeDir() as runtime:
+        stack = Stack(
+            settings,
+            runtime.path,
+            concurrency=concurrency,
+            embedded_broker=own_broker,
+            flower_port=flower_port,
+            as_json=as_json,
+            verbose=verbose,
+        )
+        settings = stack.settings_for_agent(settings)
+        return live(Agent(settings, spool, ffmpeg), stack, settings, spool, signals)
+
+
+def run_sink(
+    *,
+    host: str,
+    port: int,
+    directory: Path,
+    token: str | None,
+    faults: Sequence[str],
+    as_json: bool,
+) -> int:
+    """`sink`: a local ingest until a signal comes."""
+
+    def show(event: SinkEvent) -> None:
+        if as_json:
+            print(json.dumps(asdict(event), default=str), flush=True)  # noqa: T201 - the command's output
+        else:
+            print(_sink_line(event), flush=True)  # noqa: T201 - the command's output
+
+    signals = StopSignals()
+    signals.install()
+    with Sink(
+        directory, token=token, host=host, port=port, faults=FaultPlan.parse(faults), on_event=show
+    ) as server:
+        print(f"sink listens on {server.url}, stores in {directory}", file=sys.stderr, flush=True)  # noqa: T201
+        while not signals.wait(1.0):
+            pass
+    return EXIT_DONE
+
+
+def _sink_line(event: SinkEvent) -> str:
+    where = " ".join(str(part) for part in (event.camera, event.session, event.sequence) if part)
+    words = f"{event.method} {event.status or 'no answer'} {event.outcome} {where} {event.bytes} bytes"
+    return f"{words} {event.fault or ''} {event.detail or ''}".rstrip()

@@ -1,0 +1,141 @@
+"""The handoff to Celery: task names, queues, limits, and a publisher that never holds up a camera.
+
+The only import of Celery in `capture`. A message is a hint: when the broker is slow, full or gone, hints
+are dropped, and `recover` finds the segment in the spool.
+"""
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from capture.outcome import attempt_seconds
+from capture.segment import SegmentName, SessionName
+from capture.settings import IngestSettings, Settings
+
+UPLOAD_SEGMENT = "tasks.upload.upload_segment"
+UPLOAD_BATCH = "tasks.upload.upload_batch"
+REGISTER_CAMERA = "tasks.register.register_camera"
+END_SESSION = "tasks.register.end_session"
+RECOVER = "tasks.recover.recover"
+SWEEP = "tasks.sweep.sweep"
+
+LIVE = "live"
+BACKLOG = "backlog"
+
+# The attempt watches its own deadline; Celery's soft limit stands behind it, the hard one behind that.
+SOFT_SLACK = 2.0
+HARD_SLACK = 10.0
+_MOST_WAITING = 10_000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message to publish."""
+
+    task: str
+    args: Sequence[Any]
+    queue: str = LIVE
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def time_limits(seconds: float) -> dict[str, Any]:
+    """Return Celery's limits for a message whose attempts may take `seconds` in all."""
+    return {
+        "soft_time_limit": seconds + SOFT_SLACK,
+        "time_limit": seconds + SOFT_SLACK + HARD_SLACK,
+    }
+
+
+def upload_message(
+    ingest: IngestSettings, session: SessionName, segment: SegmentName, size: int, queue: str = LIVE
+) -> Message:
+    """Return the message for one segment of `size` bytes."""
+    limits = time_limits(attempt_seconds(ingest, size))
+    return Message(UPLOAD_SEGMENT, (str(session), str(segment)), queue, limits)
+
+
+def publisher_app(settings: Settings) -> Celery:
+    """Return a Celery app that fails within half a second instead of waiting for a broker."""
+    app = Celery("relay-capture-agent", set_as_current=False)
+    configure(app, settings, socket_timeout=0.5, socket_connect_timeout=0.3, max_retries=0)
+    app.conf.update(broker_connection_timeout=0.5, task_publish_retry=False)
+    return app
+
+
+def configure(app: Celery, settings: Settings, **transport: float) -> None:
+    """Give an app celeryconfig.py and the broker of the settings: every participant, the same way."""
+    app.config_from_object("celeryconfig")
+    prefix = settings.broker.key_prefix
+    app.conf.update(
+        broker_url=settings.broker.url.get_secret_value(),
+        broker_transport_options={
+            **app.conf.broker_transport_options,
+            **({"global_keyprefix": prefix} if prefix else {}),
+            **transport,
+        },
+    )
+
+
+class Publisher:
+    """Publishes from a thread of its own. `send` never blocks and never raises."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._waiting: queue.Queue[Message | None] = queue.Queue(maxsize=_MOST_WAITING)
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._reachable = True
+        self.published = 0
+        self.dropped = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, message: Message) -> None:
+        """Queue a message; drop it when thousands wait already, for the spool knows it anyway."""
+        try:
+            self._waiting.put_nowait(message)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, timeout: float) -> None:
+        """Publish what waits, for at most `timeout` seconds."""
+        self.send_last()
+        self._thread.join(timeout)
+
+    def send_last(self) -> None:
+        """Let the thread end after what waits now."""
+        try:
+            self._waiting.put_nowait(None)
+        except queue.Full:
+            self.dropped += 1
+
+    def _run(self) -> None:
+        while (message := self._waiting.get()) is not None:
+            self._publish(message)
+
+    def _publish(self, message: Message) -> None:
+        try:
+            publish(self._app, message)
+        except (OperationalError, OSError) as error:
+            self.dropped += 1
+            if self._reachable:
+                self._reachable = False
+                log.warning("broker_unreachable", reason=type(error).__name__, then="recover sends it later")
+        else:
+            self.published += 1
+            if not self._reachable:
+                self._reachable = True
+                log.info("broker_reachable")
+
+
+def publish(app: Celery, message: Message) -> None:
+    """Publish one message. Raises kombu's OperationalError when the broker cannot take it."""
+    app.send_task(message.task, args=list(message.args), queue=message.queue, **message.options)

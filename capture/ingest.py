@@ -1,0 +1,201 @@
+"""The cloud over HTTP: the one door to httpx. Every way it can fail comes out as an Outcome.
+
+A client belongs to one process and one thread. After a soft time limit fired inside it, drop it without
+closing it: the signal may have left a connection half used, and closing can block on that very lock.
+"""
+
+import base64
+import hashlib
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote, urljoin, urlsplit
+
+import httpx
+
+from capture.claim import Claim
+from capture.errors import ConfigError
+from capture.outcome import Kind, Outcome, attempt_seconds, classify
+from capture.settings import IngestSettings
+from capture.source import redact
+
+PIECE = 256 * 1024
+CONNECT_SECONDS = 10.0
+_ANSWER_BYTES = 512
+_REDIRECTS = {307, 308}
+_MOST_REDIRECTS = 3
+_HEADERS = {"User-Agent": "relay-capture", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+
+class _DeadlineError(Exception):
+    """The attempt's time is up."""
+
+
+class Ingest:
+    """One keep-alive client of the cloud."""
+
+    def __init__(self, settings: IngestSettings, *, tls: ssl.SSLContext | None = None) -> None:
+        if settings.url is None:
+            raise ConfigError("no cloud is set; expected its base URL; set RELAY_CLOUD")
+        self._settings = settings
+        self._base = settings.url
+        # trust_env off: a proxy or .netrc in somebody's environment must not redirect video or keys,
+        # and looking for them costs 20 ms per client.
+        self._client = httpx.Client(
+            verify=tls or tls_context(settings.ca_file),
+            trust_env=False,
+            follow_redirects=False,
+            headers=_HEADERS,
+            limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def send_segment(
+        self, claim: Claim, token: str, *, answer_seconds: float | None = None
+    ) -> tuple[Outcome, str]:
+        """POST a segment from its file. Returns the outcome and the SHA-256 (hex) of what was sent.
+
+        `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
+        """
+        seconds = attempt_seconds(self._settings, claim.size)
+        deadline = time.monotonic() + seconds
+        digest = hashlib.file_digest(claim.file, "sha256")  # type: ignore[arg-type] # raw files do
+        segment = claim.segment
+        headers = {
+            "Content-Type": "video/mp2t",
+            "Content-Length": str(claim.size),
+            "Content-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
+            "Idempotency-Key": claim.idempotency_key,
+            "X-Segment-Sequence": str(segment.sequence),
+            "X-Segment-Start": segment.start_rfc3339,
+            "X-Segment-Duration": f"{segment.duration:.3f}",
+        }
+
+        def body() -> Iterator[bytes]:
+            return _pieces(claim.file, claim.size, deadline)
+
+        url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
+        timeout = httpx.Timeout(min(seconds, answer_seconds or seconds), connect=CONNECT_SECONDS)
+        outcome = self._request("POST", url, token, headers=headers, body=body, timeout=timeout)
+        return outcome, digest.hexdigest()
+
+    def register(self, payload: bytes, token: str) -> Outcome:
+        """POST a camera's registration; any 2xx of the contract is OK."""
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(payload))}
+        return self._request(
+            "POST",
+            f"{self._base}/api/cameras",
+            token,
+            headers=headers,
+            body=lambda: iter([payload]),
+            success=(200, 201),
+        )
+
+    def end_stream(self, camera: str, token: str) -> Outcome:
+        """DELETE a camera's stream; that there is none is as good."""
+        url = f"{self._base}/api/stream/ingest/{quote(camera)}"
+        return self._request("DELETE", url, token, headers={}, success=(204, 200, 202, 404))
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        token: str,
+        *,
+        headers: dict[str, str],
+        body: Callable[[], Iterator[bytes]] | None = None,
+        success: tuple[int, ...] | None = None,
+        timeout: httpx.Timeout | None = None,
+    ) -> Outcome:
+        timeout = timeout or httpx.Timeout(self._settings.attempt_seconds, connect=CONNECT_SECONDS)
+        allowed = success or tuple(self._settings.success)
+        try:
+            for _ in range(_MOST_REDIRECTS):
+                request = self._client.build_request(
+                    method,
+                    url,
+                    headers={**headers, "X-API-Key": token},
+                    content=body() if body else None,
+                    timeout=timeout,
+                )
+                status, answer, text = self._exchange(request)
+                target = _redirect_target(url, status, answer.get("location", ""))
+                if target is None:
+                    text = redact(text.decode("utf-8", "replace"), [token]).encode()
+                    return classify(status, answer, text, success=allowed)
+                url = target
+        except _DeadlineError:
+            return Outcome(Kind.TRANSIENT, 0, "the deadline of the attempt passed")
+        except httpx.TransportError as error:
+            return Outcome(Kind.TRANSIENT, 0, _describe(error, token))
+        except httpx.InvalidURL:
+            return Outcome(Kind.REJECTED, 0, "the cloud redirects to something that is no URL")
+        return Outcome(Kind.TRANSIENT, 0, "the cloud redirects in circles")
+
+    def _exchange(self, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
+        response = self._client.send(request, stream=True)
+        try:
+            text = b""
+            if response.status_code != httpx.codes.NO_CONTENT:
+                for piece in response.iter_raw(_ANSWER_BYTES):
+                    text += piece
+                    if len(text) >= _ANSWER_BYTES:
+                        break
+            return response.status_code, response.headers, text[:_ANSWER_BYTES]
+        finally:
+            response.close()
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return the TLS settings: the public authorities, or those of one file."""
+    try:
+        return httpx.create_ssl_context(verify=str(ca_file) if ca_file else True, trust_env=False)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"cannot load the certificates in {ca_file}: {error}; expected a PEM file; check ingest.ca_file"
+        ) from None
+
+
+def _pieces(file: BinaryIO, size: int, deadline: float) -> Iterator[bytes]:
+    """Yield exactly `size` bytes of a file, so that one that grows or shrinks cannot break the framing."""
+    offset = 0
+    while offset < size:
+        if time.monotonic() > deadline:
+            raise _DeadlineError
+        piece = os.pread(file.fileno(), min(PIECE, size - offset), offset)
+        if not piece:
+            raise httpx.WriteError("the segment file shrank while it was sent")
+        offset += len(piece)
+        yield piece
+
+
+def _redirect_target(url: str, status: int, location: str) -> str | None:
+    """Return where to go on: 307/308 to the same host and port, or to https on the same host; else None."""
+    if status not in _REDIRECTS or not location:
+        return None
+    target = urljoin(url, location)
+    try:
+        old, new = urlsplit(url), urlsplit(target)
+        same_host = old.hostname == new.hostname and "@" not in new.netloc
+        same_place = (old.scheme, _port(old.scheme, old.port)) == (
+            new.scheme,
+            _port(new.scheme, new.port),
+        )
+    except ValueError:
+        return None
+    upgrade = (old.scheme, new.scheme) == ("http", "https")
+    return target if same_host and (same_place or upgrade) else None
+
+
+def _port(scheme: str, port: int | None) -> int:
+    return port or {"http": 80, "https": 443}.get(scheme, 0)
+
+
+def _describe(error: httpx.TransportError, token: str) -> str:
+    words = redact(str(error), [token]).replace("\n", " ")[:200]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -1,0 +1,123 @@
+"""The journal: what happened to each segment, one JSON line each, a file per camera and day.
+
+Several processes append to one file, on one host or many. Each line is written under a lock; a line torn
+by a crash is closed off by the next writer, so that it never swallows its neighbour, and the reader
+reports it instead of guessing.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from capture.clock import Clock
+from capture.segment import SegmentName, is_camera_id, rfc3339
+
+LONGEST_LINE = 16 * 1024
+
+
+class Event(StrEnum):
+    """What a journal line tells."""
+
+    CLOSED = "closed"
+    RECOVERED = "recovered"  # closed by somebody else, after its writer died
+    DELIVERED = "delivered"
+    REJECTED = "rejected"
+    REQUEUED = "requeued"  # owed again, after it was rejected
+    DROPPED = "dropped"
+    GAP = "gap"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line that was read: its event, its fields, and where it stands; event None for a torn line."""
+
+    event: Event | None
+    fields: dict[str, Any]
+    path: Path
+    line: int
+
+
+class Journal:
+    """Appends to and reads ``<spool>/journal``."""
+
+    def __init__(self, directory: Path, clock: Clock | None = None) -> None:
+        self.directory = directory
+        self._clock = clock or Clock()
+
+    def append(self, camera: str, event: Event, *, durable: bool = False, **fields: object) -> None:
+        """Write one line; with `durable`, return only when it is on the disk. Raises OSError."""
+        now = self._clock.now()
+        line = json.dumps({"t": rfc3339(now), "event": event, **fields}, ensure_ascii=True)
+        directory = self.directory / camera
+        path = directory / f"{now:%Y-%m-%d}.jsonl"
+        try:
+            descriptor = _open_append(path)
+        except FileNotFoundError:
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = _open_append(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _write_whole(descriptor, line.encode() + b"\n")
+            if durable:
+                os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def cameras(self) -> list[str]:
+        """Return the cameras that have a journal."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if is_camera_id(name))
+
+    def read(self, camera: str) -> Iterator[Entry]:
+        """Yield the lines of one camera in the order of their files; torn or foreign ones as such."""
+        for path in sorted((self.directory / camera).glob("????-??-??.jsonl")):
+            yield from self._read_file(path)
+
+    def _read_file(self, path: Path) -> Iterator[Entry]:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE):
+                number += 1
+                if line.strip():
+                    yield _entry(line, path, number)
+
+    def last_segment(self, camera: str) -> SegmentName | None:
+        """Return the segment that was closed last, as far as the two newest files tell."""
+        for path in sorted((self.directory / camera).glob("????-??-??.jsonl"))[:-3:-1]:
+            found = None
+            for entry in self._read_file(path):
+                if entry.event in {Event.CLOSED, Event.RECOVERED}:
+                    found = SegmentName.parse(str(entry.fields.get("segment"))) or found
+            if found:
+                return found
+        return None
+
+
+def _open_append(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        line = b"\n" + line
+    written = os.write(descriptor, line)
+    if written != len(line):  # the disk filled up in mid-line: take the piece back
+        os.ftruncate(descriptor, size)
+        raise OSError(28, os.strerror(28))
+
+
+def _entry(line: bytes, path: Path, number: int) -> Entry:
+    try:
+        fields = json.loads(line)
+        return Entry(Event(fields["event"]), fields, path, number)
+    except (ValueError, KeyError, TypeError):
+        return Entry(None, {}, path, number)

@@ -1,0 +1,82 @@
+"""What an answer of the cloud means: the table of outcomes, pure."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+from capture.settings import IngestSettings
+
+HIGHEST_RETRY_AFTER = 3600.0
+_TRANSIENT = {408, 425, 429}
+_FATAL = {401, 403}
+_CONFLICT = 409
+_SERVER_ERROR = 500
+_LONGEST_REASON = 200
+
+
+class Kind(StrEnum):
+    """The four outcomes of an attempt."""
+
+    OK = "ok"
+    TRANSIENT = "transient"
+    FATAL = "fatal"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt. `status` is 0 without an answer; `retry_after` in seconds."""
+
+    kind: Kind
+    status: int
+    reason: str
+    retry_after: float | None = None
+
+
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    success: Collection[int],
+    now: datetime | None = None,
+) -> Outcome:
+    """Return the outcome of an answer. `body` is its first few hundred bytes, quoted in the reason."""
+    if status in success or status == _CONFLICT:
+        return Outcome(Kind.OK, status, f"HTTP {status}")
+    reason = describe(status, body)
+    if status in _FATAL:
+        return Outcome(Kind.FATAL, status, reason)
+    if status in _TRANSIENT or status >= _SERVER_ERROR:
+        return Outcome(Kind.TRANSIENT, status, reason, retry_after(headers.get("retry-after", ""), now=now))
+    return Outcome(Kind.REJECTED, status, reason)
+
+
+def describe(status: int, body: bytes) -> str:
+    """Return the status and the server's words: one line, printable, short."""
+    words = re.sub(r"\s+", " ", body.decode("utf-8", "replace"))
+    words = "".join(char for char in words if char.isprintable()).strip()
+    return f"HTTP {status}: {words[:_LONGEST_REASON]}" if words else f"HTTP {status}"
+
+
+def retry_after(text: str, *, now: datetime | None = None) -> float | None:
+    """Read a Retry-After header, seconds or a date, as seconds from now; None if there is none."""
+    text = text.strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return min(float(text), HIGHEST_RETRY_AFTER)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    seconds = (moment - (now or datetime.now(UTC))).total_seconds()
+    return min(max(0.0, seconds), HIGHEST_RETRY_AFTER)
+
+
+def attempt_seconds(ingest: IngestSettings, size: int) -> float:
+    """Return the deadline of one attempt: a base, plus what the slowest bearable uplink needs."""
+    return ingest.attempt_seconds + size / float(ingest.slowest_uplink)

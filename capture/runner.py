@@ -1,0 +1,162 @@
+"""How `run` and `up` live and end: signals, the drain, and the exit code."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+
+from capture.agent import Agent
+from capture.errors import (
+    EXIT_DONE,
+    OwedError,
+    RefusedError,
+    RelayError,
+)
+from capture.outcome import attempt_seconds
+from capture.settings import Settings
+from capture.spool import Spool
+from capture.stack import Stack
+
+TICK_SECONDS = 0.2
+REMIND_SECONDS = 3.0
+_LONGEST_ATTEMPT_BYTES = 16 * 1024 * 1024
+
+log = structlog.get_logger()
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._name = ""
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._asked.is_set():
+            # All children are on a leash: they go with us. What was open is salvaged at the next start.
+            os._exit(OwedError.exit_code)
+        self._name = signal.Signals(number).name
+        self._asked.set()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def is_asked(self) -> bool:
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Ask for a stop without a signal."""
+        self._asked.set()
+
+    def wait(self, seconds: float) -> bool:
+        return self._asked.wait(seconds)
+
+
+def live(
+    agent: Agent,
+    stack: Stack | None,
+    settings: Settings,
+    spool: Spool,
+    signals: StopSignals,
+    *,
+    on_tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Run until the source ends, a signal comes, or the cloud refuses us; then stop and drain.
+
+    Returns 0 when nothing is owed. Raises the RelayError that says otherwise.
+    """
+    if stack is not None:
+        stack.start()
+    try:
+        agent.start()
+        advice = _watch(agent, stack, signals, on_tick)
+        if signals.is_asked():
+            log.info("stopping", reason=signals.name or "asked")
+        agent.stop()
+        if advice is None:
+            advice = _drain(agent, stack, settings, signals, on_tick)
+        agent.close()
+    finally:
+        if stack is not None:
+            stack.stop()
+    return _conclude(agent, spool, advice)
+
+
+def _watch(
+    agent: Agent, stack: Stack | None, signals: StopSignals, on_tick: Callable[[], None]
+) -> str | None:
+    """Wait for the end of it; return the advice if the cloud refused the token."""
+    while agent.is_running() and not signals.wait(TICK_SECONDS):
+        if stack is not None:
+            stack.check()
+        if (advice := agent.refusal()) is not None:
+            return advice
+        on_tick()
+    return None
+
+
+def _drain(
+    agent: Agent,
+    stack: Stack | None,
+    settings: Settings,
+    signals: StopSignals,
+    on_tick: Callable[[], None],
+) -> str | None:
+    """Wait until the cloud has confirmed everything; return the advice if it refuses the token.
+
+    After a signal for `drain_timeout` seconds in all. At the end of a source for as long as something
+    moves: `drain_timeout` longer than an attempt may take without a single delivery.
+    """
+    patience = settings.drain_timeout
+    by_signal = signals.is_asked()
+    if not by_signal:
+        patience += attempt_seconds(settings.ingest, _LONGEST_ATTEMPT_BYTES)
+    owed = agent.owed()
+    deadline = time.monotonic() + patience
+    remind_at = time.monotonic()
+    while not agent.is_settled() and time.monotonic() < deadline:
+        if not by_signal and signals.is_asked():
+            by_signal, deadline = True, time.monotonic() + settings.drain_timeout
+        if time.monotonic() >= remind_at:
+            agent.remind()
+            remind_at = time.monotonic() + REMIND_SECONDS
+        if stack is not None:
+            stack.check()
+        if (advice := agent.refusal()) is not None:
+            return advice
+        if not by_signal and (left := agent.owed()) < owed:
+            owed, deadline = left, time.monotonic() + patience
+        on_tick()
+        time.sleep(TICK_SECONDS / 2)
+    return None
+
+
+def _conclude(agent: Agent, spool: Spool, advice: str | None) -> int:
+    owed = agent.owed()
+    if advice is not None:
+        raise RefusedError(f"{advice}; {owed} segments wait in {spool.root}")
+    errors: list[RelayError] = agent.errors()
+    if errors:
+        raise errors[0]
+    if owed:
+        raise OwedError(
+            f"stopped with {owed} segments still owed, in {spool.root}; "
+            "start again with the same --spool to send them"
+        )
+    if rejected := agent.rejected():
+        log.warning(
+            "segments_rejected",
+            count=rejected,
+            advice="the cloud would not take them; see rejected/ in the spool; "
+            "`relay-capture requeue --rejected` sends them again",
+        )
+    return EXIT_DONE

@@ -1,0 +1,105 @@
+"""The names of segments and sessions, both ways: the only grammar that spool paths are built from."""
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Self
+
+SESSION_PREFIX = "relay-segments-"
+CAMERA_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_SESSION_ID = r"[0-9]{8}T[0-9]{6}Z-[a-z2-7]{8}"
+_STAMP = "%Y%m%dT%H%M%S"
+
+_CAMERA = re.compile(CAMERA_PATTERN)
+_SESSION_DIRECTORY = re.compile(rf"{SESSION_PREFIX}(?P<camera>{CAMERA_PATTERN})-(?P<id>{_SESSION_ID})")
+_CLOSED = re.compile(
+    r"(?P<sequence>[0-9]{8,12})_(?P<stamp>[0-9]{8}T[0-9]{6})\.(?P<ms>[0-9]{3})Z"
+    r"_(?P<duration>[0-9]{1,9})\.ts"
+)
+_OPEN = re.compile(r"(?P<sequence>[0-9]{8,12})\.ts")
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def is_camera_id(text: str) -> bool:
+    """Tell whether `text` may name a camera: ASCII letters, digits, ``_ . -``, 64 at most."""
+    return _CAMERA.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, order=True)
+class SessionName:
+    """One agent run of one camera: ``relay-segments-<camera>-<UTC start>-<random>``."""
+
+    camera: str
+    id: str
+
+    @classmethod
+    def new(cls, camera: str, now: datetime) -> Self:
+        """Return a name that no other run has: the start to a second, and 40 random bits."""
+        tail = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+        return cls(camera, f"{now.astimezone(UTC):{_STAMP}}Z-{tail}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read a directory name; None for anything else."""
+        match = _SESSION_DIRECTORY.fullmatch(text)
+        return cls(match["camera"], match["id"]) if match else None
+
+    def __str__(self) -> str:
+        return f"{SESSION_PREFIX}{self.camera}-{self.id}"
+
+
+@dataclass(frozen=True, order=True)
+class SegmentName:
+    """One closed segment: ``<sequence>_<UTC start>_<duration in ms>.ts``."""
+
+    sequence: int
+    start: datetime
+    duration_ms: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read a file name; None for anything else, also for a date that no calendar has."""
+        match = _CLOSED.fullmatch(text)
+        if match is None:
+            return None
+        try:
+            start = datetime.strptime(match["stamp"], _STAMP).replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        start += timedelta(milliseconds=int(match["ms"]))
+        return cls(int(match["sequence"]), start, int(match["duration"]))
+
+    @property
+    def duration(self) -> float:
+        """The duration in seconds."""
+        return self.duration_ms / 1000
+
+    @property
+    def end(self) -> datetime:
+        return self.start + timedelta(milliseconds=self.duration_ms)
+
+    @property
+    def start_rfc3339(self) -> str:
+        return rfc3339(self.start)
+
+    def __str__(self) -> str:
+        start = self.start.astimezone(UTC)
+        stamp = f"{start:{_STAMP}}.{start.microsecond // 1000:03d}Z"
+        return f"{self.sequence:08d}_{stamp}_{self.duration_ms}.ts"
+
+
+def open_name(sequence: int) -> str:
+    """Return the name of a segment that is still being written."""
+    return f"{sequence:08d}.ts"
+
+
+def parse_open_name(text: str) -> int | None:
+    """Return the sequence number of a segment that is still being written."""
+    match = _OPEN.fullmatch(text)
+    return int(match["sequence"]) if match else None
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a UTC time to the millisecond, as ``2026-11-23T21:11:31.120Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,177 @@
+"""The agent's side of the spool: one session directory, and segments made durable in it."""
+
+import fcntl
+import os
+import socket
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from capture import mpegts
+from capture.journal import Event
+from capture.segment import SegmentName, SessionName, open_name, rfc3339
+from capture.source import Source
+from capture.spool import (
+    FORMAT,
+    OPEN,
+    SESSION_FILE,
+    SESSION_LOCK,
+    Spool,
+    sync_directory,
+    write_json,
+)
+
+
+def lock_session(directory: Path) -> int | None:
+    """Take the lock that says "this session's agent or its ffmpeg lives".
+
+    Returns its file descriptor, to be closed; None while somebody else holds it. ffmpeg inherits the
+    descriptor, so a session is dead only when its last writer is.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(directory / SESSION_LOCK, flags, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@dataclass(frozen=True)
+class Owed:
+    """A segment that just became owed, and its size in bytes."""
+
+    segment: SegmentName
+    size: int
+
+
+class Session:
+    """A session that this process writes. Not for use by several threads at once."""
+
+    def __init__(self, spool: Spool, name: SessionName, lock: int, info: dict[str, object]) -> None:
+        self.spool = spool
+        self.name = name
+        self.path = spool.session_path(name)
+        self.open_directory = self.path / OPEN
+        self.lock = lock
+        self._info = info
+
+    @classmethod
+    def start(
+        cls, spool: Spool, camera: str, *, display_name: str, source: Source, segment_seconds: float
+    ) -> Self:
+        """Make a new session directory. Raises ConfigError without its mount, OSError on a full disk."""
+        spool.check_mounted()
+        now = spool.clock.now()
+        name = SessionName.new(camera, now)
+        path = spool.session_path(name)
+        path.mkdir(mode=0o750)
+        lock: int | None = None
+        info: dict[str, object] = {
+            "format": FORMAT,
+            "camera": camera,
+            "name": display_name,
+            "source_kind": str(source.kind),
+            "source_type": source.wire_type,
+            "container": "mpegts",
+            "segment_seconds": segment_seconds,
+            "host": socket.gethostname(),
+            "started_at": rfc3339(now),
+            "ended_at": None,
+        }
+        try:
+            lock = lock_session(path)
+            (path / OPEN).mkdir(mode=0o750)
+            write_json(path / SESSION_FILE, info)
+            sync_directory(spool.root)
+        except BaseException:
+            _unmake(path)
+            if lock is not None:
+                os.close(lock)
+            raise
+        assert lock is not None  # noqa: S101 - the name is new: nobody else can hold it
+        return cls(spool, name, lock, info)
+
+    def close_segment(self, sequence: int, start: datetime, duration: float) -> Owed:
+        """Make a finished segment durable and owed: fsync, rename, fsync directory, journal.
+
+        `duration` in seconds. Raises OSError; whatever fails, the file is still there, open or owed.
+        """
+        name = SegmentName(sequence, start, max(0, round(duration * 1000)))
+        return self._publish(self.open_directory / open_name(sequence), name, Event.CLOSED)
+
+    def salvage(self) -> list[Owed]:
+        """Close what a dead ffmpeg left open, cut to whole packets; remove what holds no packet."""
+        found = (self._salvage_one(number) for number in self.spool.open_segments(self.name))
+        return [segment for segment in found if segment is not None]
+
+    def _salvage_one(self, sequence: int) -> Owed | None:
+        path = self.open_directory / open_name(sequence)
+        written_at = path.stat().st_mtime
+        if mpegts.trim(path) == 0:
+            path.unlink()
+            return None
+        with path.open("rb") as file:
+            span = mpegts.time_span(file)
+        duration = max(0.0, min(span[1] - span[0], 86400.0)) if span else 0.0
+        start = datetime.fromtimestamp(written_at - duration, self.spool.clock.now().tzinfo)
+        name = SegmentName(sequence, start, round(duration * 1000))
+        return self._publish(path, name, Event.RECOVERED)
+
+    def _publish(self, path: Path, name: SegmentName, event: Event) -> Owed:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        target = self.path / str(name)
+        if target.exists():
+            raise FileExistsError(17, "a segment of this name is there already", str(target))
+        path.rename(target)
+        sync_directory(self.path)
+        self.spool.journal.append(
+            self.name.camera, event, session=str(self.name), segment=str(name), bytes=size
+        )
+        return Owed(name, size)
+
+    def end(self) -> None:
+        """Write down that this session is over."""
+        if self._info.get("ended_at") is None:
+            self._info["ended_at"] = rfc3339(self.spool.clock.now())
+            write_json(self.path / SESSION_FILE, self._info)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        os.close(self.lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def adopt(spool: Spool, name: SessionName) -> Session | None:
+    """Take over a session whose writer is dead; None while it lives, or when it is gone."""
+    try:
+        lock = lock_session(spool.session_path(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return None if lock is None else Session(spool, name, lock, spool.session_info(name))
+
+
+def _unmake(path: Path) -> None:
+    for child in (path / SESSION_FILE, path / SESSION_LOCK):
+        child.unlink(missing_ok=True)
+    for directory in (path / OPEN, path):
+        if directory.exists():
+            directory.rmdir()

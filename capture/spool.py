@@ -1,0 +1,242 @@
+"""The spool: the directory that is the only record of what is owed.
+
+`Spool` opens it and lists it; `capture.session` writes segments into it, `capture.claim` takes them out,
+`capture.upkeep` salvages and sweeps.
+"""
+
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from capture.clock import Clock
+from capture.errors import ConfigError, SpoolFullError
+from capture.journal import Journal
+from capture.segment import SESSION_PREFIX, SegmentName, SessionName, parse_open_name
+
+FORMAT = 1
+MARKER = ".relay-spool"
+STATE = ".state"
+SESSION_FILE = "session.json"
+SESSION_LOCK = ".lock"
+OPEN = "open"
+REJECTED = "rejected"
+REFUSED_FILE = "refused.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_HARMLESS = {"lost+found"}
+_LARGEST_JSON = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Debt:
+    """One owed segment."""
+
+    session: SessionName
+    segment: SegmentName
+
+
+class Spool:
+    """A spool that was checked: marked as one, and of a format this program knows."""
+
+    def __init__(self, root: Path, spool_id: str, clock: Clock | None = None) -> None:
+        self.root = root
+        self.id = spool_id
+        self.clock = clock or Clock()
+        self.journal = Journal(root / "journal", self.clock)
+        self.state = root / STATE
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = False, clock: Clock | None = None) -> "Spool":
+        """Open a spool; with `create`, an absent or empty directory becomes one.
+
+        Raises ConfigError when it is no spool or cannot be used, SpoolFullError when it has no room.
+        """
+        root = root.absolute()
+        try:
+            marker = _read_marker(root)
+            if marker is None:
+                marker = _create(root) if create else _not_a_spool(root)
+            (root / STATE).mkdir(exist_ok=True)
+        except OSError as error:
+            _refuse(root, error)
+        return cls(root, marker, clock)
+
+    def check_mounted(self) -> None:
+        """Raise ConfigError unless the marker is still the one that was opened."""
+        try:
+            found = _read_marker(self.root)
+        except OSError as error:
+            _refuse(self.root, error)
+        if found != self.id:
+            raise ConfigError(
+                f"the spool's marker {self.root / MARKER} has vanished or changed: "
+                "its file system is probably not mounted; nothing is written there; mount it again"
+            )
+
+    def session_path(self, session: SessionName) -> Path:
+        return self.root / str(session)
+
+    def sessions(self, camera: str | None = None) -> list[SessionName]:
+        """Return the session directories, oldest first within a camera."""
+        prefix = f"{SESSION_PREFIX}{camera or ''}"
+        found = []
+        with os.scandir(self.root) as entries:
+            for entry in entries:
+                if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False):
+                    name = SessionName.parse(entry.name)
+                    if name and (camera is None or name.camera == camera):
+                        found.append(name)
+        return sorted(found)
+
+    def segments(self, session: SessionName, folder: str = "") -> list[SegmentName]:
+        """Return the closed segments of a session (or those in its `rejected/`), by sequence."""
+        try:
+            names = os.listdir(self.session_path(session) / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(segment for name in names if (segment := SegmentName.parse(name)))
+
+    def open_segments(self, session: SessionName) -> list[int]:
+        """Return the sequence numbers of the segments being written."""
+        try:
+            names = os.listdir(self.session_path(session) / OPEN)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(number for name in names if (number := parse_open_name(name)) is not None)
+
+    def debts(self, camera: str | None = None) -> Iterator[Debt]:
+        """Yield what is owed, oldest session first within a camera."""
+        for session in self.sessions(camera):
+            for segment in self.segments(session):
+                yield Debt(session, segment)
+
+    def owed_count(self, cameras: set[str] | None = None) -> int:
+        """Count the closed segments that are still here, of all cameras or of some."""
+        return sum(
+            len(self.segments(session))
+            for session in self.sessions()
+            if cameras is None or session.camera in cameras
+        )
+
+    def session_info(self, session: SessionName) -> dict[str, Any]:
+        """Return session.json, or an empty table where it is missing or damaged."""
+        return read_json(self.session_path(session) / SESSION_FILE)
+
+    def count_reject(self, camera: str) -> int:
+        """Count one more rejected segment of a camera; return how many there were in a row."""
+        path = self._rejects(camera)
+        in_a_row = int(read_json(path).get("in_a_row", 0)) + 1
+        write_json(path, {"in_a_row": in_a_row})
+        return in_a_row
+
+    def clear_rejects(self, camera: str) -> None:
+        """Note that a segment of this camera was taken."""
+        self._rejects(camera).unlink(missing_ok=True)
+
+    def _rejects(self, camera: str) -> Path:
+        return self.state / f"rejects-{camera}.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a small JSON object from a file; an empty one if it is missing, damaged or too large."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return {}
+            data = json.loads(file.read(_LARGEST_JSON))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON object so that a reader sees the old one or the new one, whole, even after power loss."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            json.dump(data, file)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_full(error: OSError) -> bool:
+    """Tell whether the disk or the quota is used up."""
+    return error.errno in _FULL
+
+
+def _read_marker(root: Path) -> str | None:
+    try:
+        text = (root / MARKER).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        marker = json.loads(text)
+        version, spool_id = int(marker["format"]), str(marker["id"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"the spool's marker {root / MARKER} is damaged; expected "
+            '{"format": 1, "id": …}; restore it, or move the spool away and start a new one'
+        ) from None
+    if version > FORMAT:
+        raise ConfigError(
+            f"the spool {root} has format {version}; this program knows format {FORMAT}; "
+            "upgrade relay-capture, or give another --spool"
+        )
+    return spool_id
+
+
+def _create(root: Path) -> str:
+    root.mkdir(parents=True, exist_ok=True)
+    found = sorted(set(os.listdir(root)) - _HARMLESS)
+    if found:
+        sessions = any(name.startswith(SESSION_PREFIX) for name in found)
+        raise ConfigError(
+            f"{root} holds {found[0]!r} but no marker {MARKER}; "
+            + (
+                "it looks like a spool that lost its marker; restore it from a backup of the spool"
+                if sessions
+                else "expected an empty directory or a spool; give another --spool"
+            )
+        )
+    spool_id = secrets.token_hex(16)
+    write_json(root / MARKER, {"format": FORMAT, "id": spool_id})
+    return spool_id
+
+
+def _not_a_spool(root: Path) -> NoReturn:
+    raise ConfigError(
+        f"{root} is no spool: it has no marker {MARKER}; expected the directory that the capture agent "
+        "writes to, mounted; check --spool or RELAY_SPOOL"
+    )
+
+
+def _refuse(root: Path, error: OSError) -> NoReturn:
+    if is_full(error):
+        raise SpoolFullError(
+            f"the spool {root} is full: {error.strerror}; make room on its file system, then start again"
+        ) from None
+    raise ConfigError(
+        f"the spool {root} cannot be used: {error.strerror}; expected a directory that this user "
+        "may write; check its owner and mount, or give another --spool"
+    ) from None

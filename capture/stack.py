@@ -1,0 +1,210 @@
+"""`up` on one machine: broker, worker, beat and Flower as supervised children with one stop order."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from capture.broker import EmbeddedBroker
+from capture.errors import ConfigError
+from capture.handoff import BACKLOG, LIVE
+from capture.process import Child, Stream, describe_exit
+from capture.settings import Settings
+from capture.supervision import Ladder, State
+
+WORKER_GRACE_SECONDS = 1.5
+OTHER_GRACE_SECONDS = 0.5
+
+log = structlog.get_logger()
+
+
+class Service:
+    """One child that is started again when it ends."""
+
+    def __init__(self, name: str, start: Callable[[], Child]) -> None:
+        self.name = name
+        self.state = State.STOPPED
+        self.restarts = 0
+        self._start = start
+        self._child: Child | None = None
+        self._ladder = Ladder()
+        self._began = 0.0
+        self._again_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        self._began = time.monotonic()
+        self._child = self._start()
+        self.state = State.RUNNING
+
+    def check(self) -> None:
+        """Start it again if it ended, after a while that grows."""
+        if self.state is State.BACKOFF and time.monotonic() >= self._again_at:
+            self.restarts += 1
+            self.start()
+        if self.state is not State.RUNNING or self._child is None:
+            return
+        code = self._child.poll()
+        if code is None:
+            return
+        self._child.close()
+        wait = self._ladder.delay_after(time.monotonic() - self._began)
+        self._again_at = time.monotonic() + wait
+        self.state = State.BACKOFF
+        log.warning("service_ended", service=self.name, reason=describe_exit(code), again_in=wait)
+
+    def ask_to_stop(self) -> None:
+        if self._child is not None and self.state is State.RUNNING:
+            self._child.terminate(signal.SIGTERM)
+        self.state = State.STOPPING
+
+    def stop(self, grace: float) -> None:
+        """End it: ask, wait, kill with all its children."""
+        if self._child is not None:
+            self._child.stop(grace)
+            self._child.close()
+            self._child = None
+        self.state = State.STOPPED
+
+
+class Stack:
+    """The children of `up`. Start and check them from one thread, the one that lives longest."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runtime_dir: Path,
+        *,
+        concurrency: int,
+        embedded_broker: bool,
+        flower_port: int | None = None,
+        as_json: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self._runtime_dir = runtime_dir
+        self._verbose = verbose
+        self._broker = EmbeddedBroker(runtime_dir) if embedded_broker else None
+        self._environment = _environment(settings, self._broker.url if self._broker else None, as_json)
+        self._services = {"worker": self._celery("worker", *_worker_options(concurrency, verbose))}
+        self._services["beat"] = self._celery("beat", f"--loglevel={_level(verbose)}")
+        if flower_port is not None:
+            self._services["flower"] = self._celery("flower", *_flower_options(flower_port))
+        self._broker_ladder = Ladder()
+        self._broker_began = 0.0
+        self._broker_again_at: float | None = None
+
+    def settings_for_agent(self, settings: Settings) -> Settings:
+        """Return the settings with the broker that this stack runs."""
+        if self._broker is None:
+            return settings
+        url = type(settings.broker.url)(self._broker.url)
+        return settings.model_copy(update={"broker": settings.broker.model_copy(update={"url": url})})
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        return self._services
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of what runs now."""
+        found = {name: service.pid for name, service in self._services.items()}
+        if self._broker is not None:
+            found["broker"] = self._broker.pid
+        return {name: pid for name, pid in found.items() if pid is not None}
+
+    def start(self) -> None:
+        """Start everything; only the broker is waited for, a tenth of a second."""
+        if self._broker is not None:
+            self._broker_began = time.monotonic()
+            self._broker.start()
+        for service in self._services.values():
+            service.start()
+
+    def check(self) -> None:
+        """Restart what ended. Call it several times a second."""
+        self._check_broker()
+        for service in self._services.values():
+            service.check()
+
+    def _check_broker(self) -> None:
+        if self._broker is None:
+            return
+        now = time.monotonic()
+        if self._broker_again_at is None:
+            code = self._broker.poll()
+            if code is None:
+                return
+            # The first restart comes at once: the spool waits for it, and so do all the others.
+            wait = self._broker_ladder.delay_after(now - self._broker_began)
+            self._broker_again_at = now + (wait if self._broker_ladder.failures > 1 else 0.0)
+            log.warning("service_ended", service="broker", reason=describe_exit(code))
+        if now >= self._broker_again_at:
+            self._broker_began = now
+            try:
+                self._broker.start()
+            except ConfigError as error:
+                self._broker_again_at = now + self._broker_ladder.delay_after(0.0)
+                log.error("broker_not_started", reason=str(error))
+                return
+            self._broker_again_at = None
+            log.info("service_started", service="broker")
+
+    def stop(self) -> None:
+        """Stop all, the broker last; at most a few seconds.
+
+        The worker is asked first and killed soon: what it has in hand is still in the spool.
+        """
+        for service in self._services.values():
+            service.ask_to_stop()
+        grace = WORKER_GRACE_SECONDS
+        for service in self._services.values():
+            service.stop(grace)
+            grace = OTHER_GRACE_SECONDS
+        if self._broker is not None and self._broker.pid is not None:
+            self._broker.stop(grace=OTHER_GRACE_SECONDS)
+
+    def _celery(self, what: str, *options: str) -> Service:
+        # -P and a working directory of our own: a tasks.py where the operator stands must not be ours.
+        argv = [
+            *(sys.executable, "-P", "-m", "celery", "--quiet"),
+            *("--workdir", str(self._runtime_dir), "-A", "tasks", what, *options),
+        ]
+
+        def start() -> Child:
+            return Child(argv, env=self._environment, stdout=Stream.NULL, stderr=Stream.INHERIT)
+
+        return Service(what, start)
+
+
+def _environment(settings: Settings, broker_url: str | None, as_json: bool) -> dict[str, str]:  # noqa: FBT001
+    """Return the children's environment: the worker's settings and no camera's source."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
+    extra = {"RELAY_LOG_JSON": "1"} if as_json else {}
+    if broker_url is not None:
+        extra["RELAY_BROKER__URL"] = broker_url
+    return {**inherited, **settings.worker_environment(), **extra}
+
+
+def _level(verbose: bool) -> str:  # noqa: FBT001
+    return "DEBUG" if verbose else "INFO"
+
+
+def _worker_options(concurrency: int, verbose: bool) -> Sequence[str]:  # noqa: FBT001
+    return (
+        *("-Q", f"{LIVE},{BACKLOG}", "-c", str(concurrency), "-n", "relay@%h"),
+        # Nobody listens to other workers here; each of these only costs messages.
+        *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+        f"--loglevel={_level(verbose)}",
+    )
+
+
+def _flower_options(port: int) -> Sequence[str]:
+    # Open to whoever may log in to this machine, and to nobody else; it shows, and does not steer.
+    return (f"--port={port}", "--address=127.0.0.1", "--read_only=True")

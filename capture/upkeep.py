@@ -1,0 +1,311 @@
+"""Upkeep of the spool by the workers: salvage of dead sessions, the order of recovery, the sweep.
+
+Each works from what the directories say now. What they remember between rounds is a hint, and may be lost.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import Self
+
+from capture.journal import Event
+from capture.segment import SegmentName, SessionName, rfc3339
+from capture.session import adopt
+from capture.spool import REJECTED, Debt, Spool, is_full, read_json, write_json
+
+REGISTERED_NOTE = ".registered.json"
+ENDED_NOTE = ".stream-ended.json"
+SMALLEST_WINDOW = 4
+LARGEST_WINDOW = 256
+MESSAGE_LIFE_SECONDS = 60.0
+STALE_SEGMENTS = 5
+_TELL_AGAIN_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def exclusive(spool: Spool, lock: str) -> Iterator[bool]:
+    """Try to be the only one; yields whether this one is."""
+    descriptor = os.open(spool.state / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+# --- sessions --------------------------------------------------------------------------------------
+
+
+def close_dead_sessions(spool: Spool, camera: str | None = None) -> list[tuple[SessionName, int]]:
+    """Salvage what dead sessions left open, and mark them as ended.
+
+    Returns those that were closed, with the number of segments salvaged. A session is dead when its lock is
+    free: its agent and its ffmpeg are gone. Locks may not reach from host to host, so another host's
+    session must also have been left alone for several segment lengths.
+    """
+    closed = []
+    for name in spool.sessions(camera):
+        info = spool.session_info(name)
+        if info.get("ended_at") is not None and not spool.open_segments(name):
+            continue
+        if not _may_be_dead(spool, name, info):
+            continue
+        session = adopt(spool, name)
+        if session is None:
+            continue
+        with session:
+            segments = session.salvage()
+            session.end()
+        closed.append((name, len(segments)))
+    return closed
+
+
+def _may_be_dead(spool: Spool, name: SessionName, info: Mapping[str, object]) -> bool:
+    if info.get("host") == socket.gethostname():
+        return True
+    seconds = info.get("segment_seconds")
+    length = float(seconds) if isinstance(seconds, int | float) else 10.0
+    newest = _newest_mtime(spool.session_path(name))
+    return spool.clock.time() - newest > max(60.0, STALE_SEGMENTS * length)
+
+
+def is_over(spool: Spool, name: SessionName) -> bool:
+    """Tell whether a session has ended and owes nothing."""
+    return (
+        spool.session_info(name).get("ended_at") is not None
+        and not spool.segments(name)
+        and not spool.open_segments(name)
+    )
+
+
+def superseded(spool: Spool, name: SessionName) -> bool:
+    """Tell whether a later session of the same camera is running: ending the stream would end that."""
+    return any(
+        other.id > name.id and spool.session_info(other).get("ended_at") is None
+        for other in spool.sessions(name.camera)
+    )
+
+
+def to_register(spool: Spool) -> list[SessionName]:
+    """Return the running sessions whose camera the cloud does not know yet."""
+    return [
+        name
+        for name in spool.sessions()
+        if _untold(spool, name, REGISTERED_NOTE) and spool.session_info(name).get("ended_at") is None
+    ]
+
+
+def to_end(spool: Spool) -> list[SessionName]:
+    """Return the sessions that are over without the cloud having been told."""
+    return [name for name in spool.sessions() if _untold(spool, name, ENDED_NOTE) and is_over(spool, name)]
+
+
+def _untold(spool: Spool, name: SessionName, note: str) -> bool:
+    """Tell whether a note is missing, leaving the message that was sent last some time to be worked on."""
+    path = spool.session_path(name)
+    if (path / note).exists() or not (path / "session.json").exists():
+        return False
+    asked = spool.state / f"asked-{name}{note}"
+    now = spool.clock.time()
+    with contextlib.suppress(FileNotFoundError):
+        if 0 <= now - asked.stat().st_mtime < _TELL_AGAIN_SECONDS:
+            return False
+    return True
+
+
+def note_asked(spool: Spool, name: SessionName, note: str) -> None:
+    """Remember that a message about this session was just sent."""
+    (spool.state / f"asked-{name}{note}").touch()
+
+
+# --- recovery --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A debt that gets a message, and its size in bytes."""
+
+    debt: Debt
+    size: int
+
+
+def take_turns(by_camera: Mapping[str, Sequence[Debt]], window: int) -> list[Debt]:
+    """Return up to `window` debts: cameras in turn, oldest first within one."""
+    rounds = zip_longest(*(debts[:window] for debts in by_camera.values()))
+    return [debt for turn in rounds for debt in turn if debt is not None][:window]
+
+
+def next_window(window: int, *, sent: int, left: int, is_down: bool) -> int:
+    """Return the next window: twice as large once the last was delivered, half when it was not."""
+    if is_down:
+        return SMALLEST_WINDOW
+    if sent and left == 0:
+        return min(LARGEST_WINDOW, window * 2)
+    if left > sent // 2:
+        return max(SMALLEST_WINDOW, window // 2)
+    return window
+
+
+@dataclass
+class Recovery:
+    """One round of recovery, and what it remembers of the last: the window, and who has a message."""
+
+    spool: Spool
+    recover_after: float
+    window: int = SMALLEST_WINDOW
+    sent: dict[str, float] = field(default_factory=dict)  # "<session>/<segment>" -> wall time in seconds
+
+    @classmethod
+    def load(cls, spool: Spool, *, recover_after: float) -> Self:
+        state = read_json(spool.state / "recover.json")
+        sent = state.get("sent")
+        window = state.get("window")
+        return cls(
+            spool,
+            recover_after,
+            window if isinstance(window, int) and window > 0 else SMALLEST_WINDOW,
+            dict(sent) if isinstance(sent, dict) else {},
+        )
+
+    def pick(self, *, is_down: bool) -> list[Picked]:
+        """Choose who gets a message now. While the cloud is down that is one: the next probe."""
+        now = self.spool.clock.time()
+        still = {key: at for key, at in self.sent.items() if self._exists(key)}
+        self.window = next_window(self.window, sent=len(self.sent), left=len(still), is_down=is_down)
+        self.sent = {key: at for key, at in still.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS}
+        by_camera: dict[str, list[Debt]] = {}
+        for debt in self.spool.debts():
+            if _key(debt) not in self.sent:
+                by_camera.setdefault(debt.session.camera, []).append(debt)
+        room = 1 if is_down else self.window
+        return self._aged(take_turns(by_camera, room), now)
+
+    def _aged(self, debts: list[Debt], now: float) -> list[Picked]:
+        """Keep those that had their chance on the live queue, by the time they were last written."""
+        found = []
+        for debt in debts:
+            path = self.spool.session_path(debt.session) / str(debt.segment)
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.lstat()
+                if not 0 <= now - stat.st_mtime < self.recover_after:
+                    found.append(Picked(debt, stat.st_size))
+        return found
+
+    def save(self, picked: Sequence[Picked]) -> None:
+        now = self.spool.clock.time()
+        self.sent |= {_key(p.debt): now for p in picked}
+        write_json(self.spool.state / "recover.json", {"window": self.window, "sent": self.sent})
+
+    def _exists(self, key: str) -> bool:
+        session, _, segment = key.partition("/")
+        known = SessionName.parse(session), SegmentName.parse(segment)
+        return None not in known and (self.spool.root / session / segment).exists()
+
+
+def _key(debt: Debt) -> str:
+    return f"{debt.session}/{debt.segment}"
+
+
+# --- sweep -----------------------------------------------------------------------------------------
+
+
+def sweep(spool: Spool, *, sweep_after: float, keep_rejected: float) -> list[SessionName]:
+    """Remove the session directories that owe nothing and were left alone for `sweep_after` seconds.
+
+    What the cloud rejected can still be sent again by hand, so it is kept for `keep_rejected` seconds.
+    Returns what was removed.
+    """
+    spool.check_mounted()
+    return [name for name in spool.sessions() if _sweep_one(spool, name, sweep_after, keep_rejected)]
+
+
+def _sweep_one(spool: Spool, name: SessionName, sweep_after: float, keep_rejected: float) -> bool:
+    path = spool.session_path(name)
+    age = spool.clock.time() - _newest_mtime(path)
+    if age < sweep_after or spool.segments(name) or spool.open_segments(name):
+        return False
+    rejected = spool.segments(name, REJECTED)
+    if rejected and age < keep_rejected:
+        return False
+    session = adopt(spool, name)
+    if session is None:  # alive
+        return False
+    with session:
+        for segment in rejected:
+            spool.journal.append(
+                name.camera,
+                Event.DROPPED,
+                durable=True,
+                session=str(name),
+                segment=str(segment),
+                reason=f"rejected, and kept for {keep_rejected:.0f} s",
+            )
+        if spool.segments(name) or spool.open_segments(name):
+            return False
+        shutil.rmtree(path)
+        for note in (REGISTERED_NOTE, ENDED_NOTE):
+            (spool.state / f"asked-{name}{note}").unlink(missing_ok=True)
+    return True
+
+
+def _newest_mtime(path: Path) -> float:
+    """Return when anything in a session directory was last written, in seconds since 1970.
+
+    The lock file does not count: looking whether it is free would make every directory young for ever.
+    """
+    newest = 0.0
+    for directory in (path, path / "open", path / REJECTED):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if directory != path:
+                newest = max(newest, directory.lstat().st_mtime)
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.name != ".lock":
+                        newest = max(newest, entry.stat(follow_symlinks=False).st_mtime)
+    return newest or path.lstat().st_mtime
+
+
+# --- by hand ---------------------------------------------------------------------------------------
+
+
+def requeue_rejected(spool: Spool, camera: str | None = None) -> int:
+    """Make rejected segments owed again; returns how many."""
+    count = 0
+    for name in spool.sessions(camera):
+        folder = spool.session_path(name) / REJECTED
+        for segment in spool.segments(name, REJECTED):
+            target = spool.session_path(name) / str(segment)
+            if target.exists():
+                continue
+            (folder / str(segment)).rename(target)
+            (folder / f"{segment}.json").unlink(missing_ok=True)
+            spool.journal.append(
+                name.camera, Event.REQUEUED, durable=True, session=str(name), segment=str(segment)
+            )
+            count += 1
+    return count
+
+
+def note_gap(spool: Spool, camera: str, *, start: datetime, end: datetime, cause: str) -> None:
+    """Journal a time without video. A full disk costs the line, not the camera."""
+    try:
+        spool.journal.append(
+            camera,
+            Event.GAP,
+            start=rfc3339(start),
+            end=rfc3339(end),
+            seconds=round((end - start).total_seconds(), 3),
+            cause=cause,
+        )
+    except OSError as error:
+        if not is_full(error):
+            raise

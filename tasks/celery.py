@@ -1,0 +1,80 @@
+"""The Celery app, and the base of every task."""
+
+import sys
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Reject, Retry
+from celery.signals import setup_logging
+
+from capture.errors import ConfigError
+from capture.handoff import configure
+from capture.log import configure_logging
+from capture.settings import Settings, load_settings
+from tasks import kombu_guard
+
+LONGEST_COUNTDOWN = 60.0
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except ConfigError as error:
+        # Celery would print a traceback of its own loader around this.
+        print(f"relay-capture: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(error.exit_code) from None
+
+
+kombu_guard.install()
+settings = _settings()
+app = Celery("relay-capture")
+configure(app, settings)
+
+
+@setup_logging.connect
+def _log_our_way(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
+    configure_logging(secrets=settings.secrets())
+
+
+class TransientError(Exception):
+    """An attempt that is worth another. `retry_after` in seconds, if the cloud said so."""
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class RefusedByCloudError(Exception):
+    """401 or 403: says what a person has to do."""
+
+
+class RejectedByCloudError(Exception):
+    """The cloud will never take this segment: says why."""
+
+
+class RelayTask(Task):  # type: ignore[type-arg] # generic in the stubs alone
+    """A task whose retries cannot be lost, and which honours ``Retry-After``.
+
+    Retries back off exponentially with full jitter. The exceptions in `throws` are outcomes, not bugs:
+    they make the task fail with their words, and without a traceback in the log.
+    """
+
+    throws = (TransientError, RefusedByCloudError, RejectedByCloudError)
+    autoretry_for = (TransientError,)
+    retry_backoff = 1
+    retry_backoff_max = 30
+    retry_jitter = True
+    max_retries = settings.ingest.tries - 1
+
+    def retry(self, *args: Any, exc: Exception | None = None, **options: Any) -> Retry:  # noqa: ANN401 - Celery's signature
+        """Publish the task again; if the broker cannot take it, leave the first message with the broker.
+
+        Celery drops the message when the second one cannot be published.
+        """
+        asked = getattr(exc, "retry_after", None)
+        if asked is not None:
+            options["countdown"] = min(max(options.get("countdown") or 0, asked), LONGEST_COUNTDOWN)
+        try:
+            return super().retry(*args, exc=exc, **options)  # type: ignore[misc]
+        except Reject as reject:
+            raise Reject(str(reject), requeue=True) from exc

@@ -1,0 +1,90 @@
+"""Recover: what is owed but has no message gets one, a window at a time; dead sessions are salvaged."""
+
+import structlog
+
+from capture.handoff import (
+    BACKLOG,
+    END_SESSION,
+    LIVE,
+    RECOVER,
+    REGISTER_CAMERA,
+    UPLOAD_BATCH,
+    Message,
+    publish,
+    time_limits,
+    upload_message,
+)
+from capture.outcome import attempt_seconds
+from capture.upkeep import (
+    ENDED_NOTE,
+    REGISTERED_NOTE,
+    Picked,
+    Recovery,
+    close_dead_sessions,
+    exclusive,
+    note_asked,
+    to_end,
+    to_register,
+)
+from tasks.celery import RelayTask, app
+from tasks.worker import Worker, this_worker
+
+BATCH = 8
+
+log = structlog.get_logger()
+
+
+@app.task(base=RelayTask, name=RECOVER)
+def recover() -> str:
+    """Run one round, unless another worker is at it."""
+    worker = this_worker()
+    with exclusive(worker.spool, "recover.lock") as mine:
+        return _round(worker) if mine else "another worker is at it"
+
+
+def _round(worker: Worker) -> str:
+    worker.spool.check_mounted()
+    for session, segments in close_dead_sessions(worker.spool):
+        log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
+    if worker.gate.refusal(worker.token()) and worker.settings.ingest.on_refused == "stop":
+        return "the token is refused: nothing is sent"
+    is_down = worker.gate.is_open()
+    _tell_the_cloud(worker, is_down=is_down)
+    if _waiting(BACKLOG):
+        return "the last window is not taken yet"
+    recovery = Recovery.load(worker.spool, recover_after=worker.settings.spool.recover_after)
+    picked = recovery.pick(is_down=is_down)
+    for message in _messages(worker, picked, is_down=is_down):
+        publish(app, message)
+    recovery.save(picked)
+    return f"sent messages for {len(picked)} segments"
+
+
+def _tell_the_cloud(worker: Worker, *, is_down: bool) -> None:
+    if is_down or _waiting(LIVE):
+        return
+    for session in to_register(worker.spool):
+        publish(app, Message(REGISTER_CAMERA, (str(session),)))
+        note_asked(worker.spool, session, REGISTERED_NOTE)
+    for session in to_end(worker.spool):
+        publish(app, Message(END_SESSION, (str(session),)))
+        note_asked(worker.spool, session, ENDED_NOTE)
+
+
+def _messages(worker: Worker, picked: list[Picked], *, is_down: bool) -> list[Message]:
+    ingest = worker.settings.ingest
+    if is_down:
+        return [upload_message(ingest, p.debt.session, p.debt.segment, p.size, BACKLOG) for p in picked]
+    found = []
+    for first in range(0, len(picked), BATCH):
+        batch = picked[first : first + BATCH]
+        names = [[str(p.debt.session), str(p.debt.segment)] for p in batch]
+        limits = time_limits(sum(attempt_seconds(ingest, p.size) for p in batch))
+        found.append(Message(UPLOAD_BATCH, (names,), BACKLOG, limits))
+    return found
+
+
+def _waiting(queue: str) -> int:
+    """Return how many messages wait in a queue; those being worked on are not among them."""
+    with app.connection_for_write() as connection:
+        return int(connection.default_channel.client.llen(queue))  # type: ignore[attr-defined]

@@ -1,0 +1,105 @@
+"""What the cloud is told about a camera: that it starts, and that its stream is over.
+
+That it was told is a small file in the session directory, so that `recover` can see what is still to be
+said after any crash.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from capture.claim import HostileNameError, parse_session
+from capture.handoff import END_SESSION, REGISTER_CAMERA
+from capture.outcome import Kind, Outcome
+from capture.segment import SessionName, rfc3339
+from capture.spool import REFUSED_FILE, write_json
+from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, superseded
+from tasks.celery import RefusedByCloudError, RelayTask, TransientError, app
+from tasks.worker import Worker, this_worker
+
+log = structlog.get_logger()
+
+
+def registration(camera: str, info: dict[str, Any]) -> bytes:
+    """Return the registration payload. The source's address stays here."""
+    return json.dumps(
+        {
+            "id": camera,
+            "name": str(info.get("name") or camera),
+            "source_url": "",
+            "metadata": {
+                "managed_by": "relay-capture",
+                "ingest_transport": "http_mpegts",
+                "source_type": str(info.get("source_type") or "rtsp"),
+            },
+        }
+    ).encode()
+
+
+@app.task(base=RelayTask, bind=True, name=REGISTER_CAMERA)
+def register_camera(self: RelayTask, session: str) -> str:
+    """Register the camera of a session."""
+    del self
+    worker = this_worker()
+    name = _known(worker, session)
+    if isinstance(name, str):
+        return name
+    payload = registration(name.camera, worker.spool.session_info(name))
+    return _tell(worker, name, REGISTERED_NOTE, lambda token: worker.ingest.register(payload, token))
+
+
+@app.task(base=RelayTask, bind=True, name=END_SESSION)
+def end_session(self: RelayTask, session: str) -> str:
+    """End the camera's stream, once its session is over, owes nothing, and no later one runs."""
+    del self
+    worker = this_worker()
+    name = _known(worker, session)
+    if isinstance(name, str):
+        return name
+    if not is_over(worker.spool, name):
+        return "not yet: the session runs or still owes"
+    if superseded(worker.spool, name):
+        _note(worker, name, ENDED_NOTE, "a later session of this camera goes on")
+        return "nothing to say: a later session of this camera goes on"
+    return _tell(worker, name, ENDED_NOTE, lambda token: worker.ingest.end_stream(name.camera, token))
+
+
+def _known(worker: Worker, session: str) -> SessionName | str:
+    try:
+        name = parse_session(session)
+    except HostileNameError as error:
+        log.error("message_refused", reason=str(error))
+        return "refused: not a session of this spool"
+    return name if worker.spool.session_path(name).is_dir() else "nothing to do: the session is gone"
+
+
+def _note(worker: Worker, name: SessionName, file: str, answer: str) -> None:
+    note = {"time": rfc3339(worker.spool.clock.now()), "answer": answer}
+    write_json(worker.spool.session_path(name) / file, note)
+
+
+def _tell(worker: Worker, name: SessionName, file: str, request: Callable[[str], Outcome]) -> str:
+    token = worker.token()
+    with worker.gate.admit(token) as admission:
+        if not admission.may_try:
+            return f"not now: {admission.verdict}"
+        outcome = request(token)
+        worker.gate.report(outcome, token)
+    if outcome.kind is Kind.TRANSIENT:
+        raise TransientError(outcome.reason, outcome.retry_after)
+    if outcome.kind is Kind.FATAL:
+        note = worker.gate.refusal_note(outcome)
+        write_json(worker.spool.session_path(name) / REFUSED_FILE, note)
+        log.error("token_refused", reason=outcome.reason, advice=note["advice"], camera=name.camera)
+        raise RefusedByCloudError(f"{outcome.reason}: {note['advice']}")
+    if outcome.kind is Kind.REJECTED:
+        log.error(
+            "registration_rejected",
+            camera=name.camera,
+            reason=outcome.reason,
+            then="capture goes on",
+        )
+    _note(worker, name, file, outcome.reason)
+    return outcome.reason

@@ -1,0 +1,15 @@
+"""The sweep: session directories that owe nothing and were left alone for an hour."""
+
+from capture.handoff import SWEEP
+from capture.upkeep import sweep as sweep_spool
+from tasks.celery import RelayTask, app
+from tasks.worker import this_worker
+
+
+@app.task(base=RelayTask, name=SWEEP)
+def sweep() -> str:
+    """Remove what is over; say how much."""
+    worker = this_worker()
+    limits = worker.settings.spool
+    removed = sweep_spool(worker.spool, sweep_after=limits.sweep_after, keep_rejected=limits.keep_rejected)
+    return f"removed {len(removed)} session directories"

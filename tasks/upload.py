@@ -1,0 +1,131 @@
+"""Uploads: one live segment per message, several backlog segments per message."""
+
+from collections.abc import Sequence
+
+import structlog
+from celery.exceptions import SoftTimeLimitExceeded
+
+from capture.claim import Claim, HostileNameError, claim, parse_names
+from capture.gate import Verdict
+from capture.handoff import RECOVER, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, publish
+from capture.outcome import Kind, Outcome
+from capture.spool import REFUSED_FILE, write_json
+from tasks.celery import RefusedByCloudError, RejectedByCloudError, RelayTask, TransientError, app
+from tasks.worker import Worker, this_worker
+
+MOST_IN_A_BATCH = 64
+LOUD_AFTER = 3
+
+log = structlog.get_logger()
+
+
+@app.task(base=RelayTask, bind=True, name=UPLOAD_SEGMENT)
+def upload_segment(self: RelayTask, session: str, segment: str) -> str:
+    """Send one segment; say in a few words what became of it."""
+    worker = this_worker()
+    outcome = _upload(worker, session, segment, attempt=self.request.retries + 1)
+    if isinstance(outcome, str):
+        return outcome
+    return _conclude(worker, outcome)
+
+
+@app.task(base=RelayTask, name=UPLOAD_BATCH)
+def upload_batch(items: Sequence[Sequence[str]]) -> str:
+    """Send several backlog segments; stop at the first that finds the cloud down. Recover retries."""
+    if not isinstance(items, list) or len(items) > MOST_IN_A_BATCH:
+        return _hostile("expected a short list of names")
+    worker = this_worker()
+    sent = 0
+    for item in items:
+        if not isinstance(item, list) or len(item) != 2:  # noqa: PLR2004 - session and segment
+            return _hostile("expected pairs of names")
+        outcome = _upload(worker, item[0], item[1], attempt=1)
+        if isinstance(outcome, str):
+            continue
+        if outcome.kind is Kind.FATAL:
+            _conclude(worker, outcome)
+        if outcome.kind is Kind.TRANSIENT:
+            return f"sent {sent} of {len(items)}; the rest stays owed: {outcome.reason}"
+        sent += outcome.kind is Kind.OK
+    return f"sent {sent} of {len(items)}"
+
+
+def _upload(worker: Worker, session: str, segment: str, *, attempt: int) -> Outcome | str:
+    """Make one attempt, unless there is none to make: then return the reason."""
+    try:
+        names = parse_names(session, segment)
+        found = claim(worker.spool, *names)
+    except HostileNameError as error:
+        return _hostile(str(error))
+    if found is None:
+        return "nothing to do: gone, or in other hands"
+    with found:
+        if found.finish_delivered():
+            return "already delivered"
+        return _attempt(worker, found, attempt)
+
+
+def _hostile(reason: str) -> str:
+    log.error("message_refused", reason=reason, advice="see who else can write to the broker")
+    return "refused: not a segment of this spool"
+
+
+def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
+    token = worker.token()
+    with worker.gate.admit(token) as admission:
+        if not admission.may_try:
+            return "owed: " + (
+                "the token is refused" if admission.verdict is Verdict.REFUSED else "the cloud is down"
+            )
+        try:
+            outcome, sha256 = worker.ingest.send_segment(
+                claimed, token, answer_seconds=admission.answer_seconds
+            )
+        except SoftTimeLimitExceeded:
+            worker.drop_client()
+            outcome, sha256 = Outcome(Kind.TRANSIENT, 0, "the deadline of the attempt passed"), ""
+        _settle(worker, claimed, outcome, sha256, attempt)
+        if worker.gate.report(outcome, token):
+            log.info("ingest_reachable")
+            publish(app, Message(RECOVER, ()))
+    return outcome
+
+
+def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:
+    """Write down what became of the segment, before anything else can happen."""
+    names = {"camera": claimed.session.camera, "segment": str(claimed.segment)}
+    if outcome.kind is Kind.OK:
+        claimed.delivered(sha256=sha256, status=outcome.status, attempts=attempt)
+        worker.spool.clear_rejects(claimed.session.camera)
+    elif outcome.kind is Kind.REJECTED:
+        claimed.rejected(status=outcome.status, reason=outcome.reason)
+        in_a_row = worker.spool.count_reject(claimed.session.camera)
+        log.warning("segment_rejected", reason=outcome.reason, **names)
+        if in_a_row % LOUD_AFTER == 0:
+            log.error(
+                "camera_rejected_repeatedly",
+                in_a_row=in_a_row,
+                reason=outcome.reason,
+                advice="ask why the cloud will not take this camera's video; "
+                "then `relay-capture requeue --rejected` sends it again",
+                **names,
+            )
+    elif outcome.kind is Kind.FATAL:
+        note = worker.gate.refusal_note(outcome)
+        write_json(worker.spool.session_path(claimed.session) / REFUSED_FILE, note)
+        log.error("token_refused", reason=outcome.reason, advice=note["advice"], **names)
+
+
+def _conclude(worker: Worker, outcome: Outcome) -> str:
+    """Turn an outcome into what Celery and Flower show."""
+    if outcome.kind is Kind.OK:
+        return f"delivered: {outcome.reason}"
+    if outcome.kind is Kind.REJECTED:
+        raise RejectedByCloudError(f"rejected: {outcome.reason}")
+    if outcome.kind is Kind.FATAL:
+        advice = worker.gate.refusal_note(outcome)["advice"]
+        raise RefusedByCloudError(f"{outcome.reason}: {advice}")
+    if worker.gate.is_open():
+        # Others find out when the cloud is back; recover brings this one then.
+        return f"owed: the cloud is down: {outcome.reason}"
+    raise TransientError(outcome.reason, outcome.retry_after)

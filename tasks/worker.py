@@ -1,0 +1,67 @@
+"""What a worker process holds between tasks: the spool, the gate, one warm client.
+
+All of it is made at first use in the process that uses it: a client that came over a fork would share its
+connection with its siblings and mix their bodies.
+"""
+
+import os
+import ssl
+
+import structlog
+
+from capture.gate import Gate
+from capture.ingest import Ingest, tls_context
+from capture.settings import Settings, read_token
+from capture.spool import Spool
+from tasks.celery import settings
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """One process's open things."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.spool = Spool.open(settings.spool.path)
+        self.gate = Gate(self.spool, settings.ingest)
+        self._tls: ssl.SSLContext | None = None
+        self._ingest: Ingest | None = None
+
+    @property
+    def ingest(self) -> Ingest:
+        """The warm client."""
+        if self._ingest is None:
+            # Reading the authorities takes 20 ms: once per process, also when the client is dropped.
+            self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
+            self._ingest = Ingest(self.settings.ingest, tls=self._tls)
+        return self._ingest
+
+    def drop_client(self) -> None:
+        """Forget the client after a time limit fired in it. Not closed: closing could block for ever."""
+        self._ingest = None
+
+    def token(self) -> str:
+        """The token as it stands now."""
+        return read_token(self.settings.ingest)
+
+
+class _PerProcess:
+    """Hands out the worker of the running process."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._worker: Worker | None = None
+
+    def get(self) -> Worker:
+        if self._worker is None or self._pid != os.getpid():
+            self._worker, self._pid = Worker(settings), os.getpid()
+        return self._worker
+
+
+_this_process = _PerProcess()
+
+
+def this_worker() -> Worker:
+    """Return the worker of this process. Raises RelayError when the spool cannot be used."""
+    return _this_process.get()
