@@ -255,9 +255,7 @@ class Camera:
             elif code != 0:
                 self._log.warning("source_ended_early", reason=failure.cause)
             return None
-        status = "ended" if code is None else describe_exit(code)
-        known = failure.cause if failure.kind is not FailureKind.UNKNOWN else f"ffmpeg {status}"
-        self._gap_cause = run.complaint or ("the source ended" if code == 0 else known)
+        self._gap_cause = run.complaint or _cause(failure, code)
         return run
 
     def _source_error(self, failure: Failure, run: _Run) -> SourceError:
@@ -376,6 +374,15 @@ class Camera:
             return
         if (until - since).total_seconds() >= SHORTEST_GAP_SECONDS:
             note_gap(self._spool, self.plan.id, start=since, end=until, cause=cause)
+
+
+def _cause(failure: Failure, code: int | None) -> str:
+    """Say why a live source was lost. ffmpeg exits with 0 also when a camera went away."""
+    if failure.kind is not FailureKind.UNKNOWN:
+        return failure.cause
+    if code == 0:
+        return "the source ended"
+    return "ffmpeg ended" if code is None else f"ffmpeg {describe_exit(code)}"
 
 
 def _environment() -> dict[str, str]:

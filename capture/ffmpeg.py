@@ -181,7 +181,7 @@ def _webcam(device: str, options: CaptureOptions, platform: str) -> list[str]:
 def _video(source: Source, options: CaptureOptions, *, encodes: bool) -> list[str]:
     chosen = ["-map", "0:v:0"]
     if not encodes:
-        return [*chosen, "-c:v", "copy", *_repeated_headers(source)]
+        return [*chosen, "-c:v", "copy", *_repairs(source)]
     quick = ["-preset", "ultrafast", "-crf", "30"] if source.pattern else ["-preset", "veryfast"]
     return [
         *chosen,
@@ -195,15 +195,22 @@ def _video(source: Source, options: CaptureOptions, *, encodes: bool) -> list[st
     ]
 
 
-def _repeated_headers(source: Source) -> list[str]:
-    """Put the codec headers before each key frame, so that each segment plays by itself.
+def _repairs(source: Source) -> list[str]:
+    """Return the bitstream filters that mend what RTSP leaves out.
 
-    Many cameras send them once, in the session description, and only the first segment would have
-    them. Not for files and HTTP: there H.265 may come with MP4's headers, which this filter would
-    copy into the stream and break it; the muxer puts in the right ones (but for H.264 with an open
-    GOP from MP4, whose later segments play only after the first).
+    Headers: some cameras send them once, in the session description. The muxer puts them before
+    each full key frame itself, and not where a GOP is open or refreshed bit by bit; a segment that
+    begins there would not play by itself. Not for files and HTTP: there H.265 may come with MP4's
+    headers, which this filter would copy into the stream and break it.
+
+    Times: ffmpeg loses the display time of the first frame of an RTSP stream, and the decode times
+    of a few more where it has B-frames. Without this it shows the first two frames at once, and
+    with B-frames it fails.
     """
-    return ["-bsf:v", "dump_extra=freq=keyframe"] if source.kind is SourceKind.RTSP else []
+    if source.kind is not SourceKind.RTSP:
+        return []
+    pts = "if(eq(PTS,NOPTS),if(eq(NEXT_PTS,NOPTS),DTS,NEXT_PTS-DURATION),PTS)"
+    return ["-bsf:v", f"dump_extra=freq=keyframe,setts=pts='{pts}':dts='min(DTS,{pts})'"]
 
 
 def _filters(options: CaptureOptions) -> list[str]:

@@ -66,6 +66,12 @@ def probe_answer_seconds(probes: int) -> float | None:
     return None if (probes + 1) % PATIENT_PROBE_EVERY == 0 else PROBE_ANSWER_SECONDS
 
 
+def _number(state: dict[str, Any], key: str) -> float:
+    """Return a number of a state file that may be damaged; 0 for anything else."""
+    value = state.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 @dataclass
 class Admission:
     """The gate's answer to one attempt, as a context; a probe holds the only probe slot until its end."""
@@ -119,7 +125,7 @@ class Gate:
 
     def is_open(self) -> bool:
         """Tell whether the cloud counts as down."""
-        return int(read_json(self._breaker).get("failures", 0)) >= FAILURES_TO_OPEN
+        return _number(read_json(self._breaker), "failures") >= FAILURES_TO_OPEN
 
     def admit(self, token: str) -> Admission:
         """Say whether an attempt may go out now."""
@@ -127,23 +133,17 @@ class Gate:
         if refused.exists():
             if self._settings.on_refused == "stop":
                 return Admission(Verdict.REFUSED)
-            return self._probe(Verdict.REFUSED, due=self._hold_probe_at(refused), probes=0)
+            due = _number(read_json(refused), "at") + self._settings.hold_probe_every
+            return self._probe(Verdict.REFUSED, due=due, asked=self._settings.hold_probe_every)
         state = read_json(self._breaker)
-        if int(state.get("failures", 0)) < FAILURES_TO_OPEN:
+        if _number(state, "failures") < FAILURES_TO_OPEN:
             return Admission(Verdict.GO)
-        due = float(state.get("probe_at", 0.0))
-        return self._probe(Verdict.DOWN, due=due, probes=int(state.get("probes", 0)))
+        due, probes = _number(state, "probe_at"), int(_number(state, "probes"))
+        return self._probe(Verdict.DOWN, due=due, probes=probes, asked=_number(state, "asked"))
 
-    def _hold_probe_at(self, refused: Path) -> float:
-        try:
-            return refused.stat().st_mtime + self._settings.hold_probe_every
-        except FileNotFoundError:
-            return 0.0
-
-    def _probe(self, otherwise: Verdict, *, due: float, probes: int) -> Admission:
+    def _probe(self, otherwise: Verdict, *, due: float, asked: float, probes: int = 0) -> Admission:
         wait = due - self._spool.clock.time()
-        longest = max(SLOWEST_PROBE_SECONDS, self._settings.hold_probe_every, self._wait_asked())
-        if 0 < wait <= longest:  # a longer one is a clock that was set back
+        if 0 < wait <= max(SLOWEST_PROBE_SECONDS, asked):  # a longer one is a clock that was set back
             return Admission(otherwise)
         slot = os.open(self._spool.state / "probe.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
@@ -152,9 +152,6 @@ class Gate:
             os.close(slot)
             return Admission(otherwise)
         return Admission(Verdict.PROBE, probe_answer_seconds(probes), slot)
-
-    def _wait_asked(self) -> float:
-        return float(read_json(self._breaker).get("asked", 0.0))
 
     def report(self, outcome: Outcome, token: str) -> bool:
         """Note an outcome. Returns True when it opened the way again: time to recover the rest."""
@@ -180,11 +177,11 @@ class Gate:
     def _count_failure(self, outcome: Outcome) -> None:
         with self._locked():
             state = read_json(self._breaker)
-            failures = int(state.get("failures", 0)) + 1
+            failures = int(_number(state, "failures")) + 1
             asked = min(outcome.retry_after or 0.0, LONGEST_ASKED_SECONDS)
             if asked:  # the cloud said itself for how long: nobody else needs to find out
                 failures = max(failures, FAILURES_TO_OPEN)
-            probes = int(state.get("probes", 0)) + (failures > FAILURES_TO_OPEN)
+            probes = int(_number(state, "probes")) + (failures > FAILURES_TO_OPEN)
             delay = max(probe_delay(probes, self._dice.random()), asked)
             write_json(
                 self._breaker,
@@ -199,7 +196,8 @@ class Gate:
             )
 
     def _note_refusal(self, outcome: Outcome, token: str) -> None:
-        write_json(self._refused_path(token), self.refusal_note(outcome))
+        note = {**self.refusal_note(outcome), "at": self._spool.clock.time()}
+        write_json(self._refused_path(token), note)
 
     def refusal_note(self, outcome: Outcome) -> dict[str, Any]:
         """Return what `refused.json` says."""

@@ -64,6 +64,7 @@ class Ingest:
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
+        claim.file.seek(0)
         digest = hashlib.file_digest(claim.file, "sha256")  # type: ignore[arg-type] # raw files do
         segment = claim.segment
         headers = {
@@ -154,7 +155,9 @@ class Ingest:
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """Return the TLS settings: the public authorities, or those of one file."""
     try:
-        return httpx.create_ssl_context(verify=str(ca_file) if ca_file else True, trust_env=False)
+        if ca_file is not None:
+            return ssl.create_default_context(cafile=str(ca_file))
+        return httpx.create_ssl_context(trust_env=False)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"cannot load the certificates in {ca_file}: {error}; expected a PEM file; check ingest.ca_file"

@@ -15,8 +15,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from capture.source import redact
 
 _QUIET = {
-    # A line for every task, every request or every start-up table is noise at one segment a second.
-    "celery.app.trace": logging.CRITICAL,
+    # A line for every task and every request is noise at one segment a second; bugs are still logged.
+    "celery.app.trace": logging.ERROR,
     "celery.worker.strategy": logging.WARNING,
     "celery.beat": logging.WARNING,
     "httpx": logging.WARNING,

@@ -58,6 +58,13 @@ class SegmentName:
     duration_ms: int
 
     @classmethod
+    def of(cls, sequence: int, start: datetime, duration: float) -> Self:
+        """Return the name of a segment; `start` and `duration` (seconds) to the millisecond, as written."""
+        start = start.astimezone(UTC)
+        start = start.replace(microsecond=start.microsecond // 1000 * 1000)
+        return cls(sequence, start, max(0, round(duration * 1000)))
+
+    @classmethod
     def parse(cls, text: str) -> Self | None:
         """Read a file name; None for anything else, also for a date that no calendar has."""
         match = _CLOSED.fullmatch(text)

@@ -103,7 +103,7 @@ class Session:
 
         `duration` in seconds. Raises OSError; whatever fails, the file is still there, open or owed.
         """
-        name = SegmentName(sequence, start, max(0, round(duration * 1000)))
+        name = SegmentName.of(sequence, start, duration)
         return self._publish(self.open_directory / open_name(sequence), name, Event.CLOSED)
 
     def salvage(self) -> list[Owed]:
@@ -121,7 +121,7 @@ class Session:
             span = mpegts.time_span(file)
         duration = max(0.0, min(span[1] - span[0], 86400.0)) if span else 0.0
         start = datetime.fromtimestamp(written_at - duration, self.spool.clock.now().tzinfo)
-        name = SegmentName(sequence, start, round(duration * 1000))
+        name = SegmentName.of(sequence, start, duration)
         return self._publish(path, name, Event.RECOVERED)
 
     def _publish(self, path: Path, name: SegmentName, event: Event) -> Owed:

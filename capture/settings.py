@@ -257,7 +257,6 @@ FLAGS: dict[str, str] = {
     "--resolution": "defaults.resolution",
     "--drain-timeout": "drain_timeout",
 }
-_SECRET_KEYS = {"token", "source", "url"}
 
 _Layer = dict[str, tuple[object, str]]  # dotted key -> value and where it came from
 
@@ -392,9 +391,16 @@ def _problem(details: ErrorDetails, layer: _Layer) -> tuple[str, str]:
     if details["type"] == "extra_forbidden":
         return where, "no such setting; see the README for all of them"
     text = text[:1].lower() + text[1:]
-    if _SECRET_KEYS & set(path) or not isinstance(details["input"], str | int | float | bool):
+    if not _may_show(path, details["input"]):
         return where, text
     return where, f"found {json.dumps(details['input'])[:80]}; {text}"
+
+
+def _may_show(path: list[str], value: object) -> bool:
+    """Tell whether a wrong value may be quoted: never what is, or could hold, a secret."""
+    if path[-1:] in (["token"], ["source"]) or path[:2] == ["broker", "url"]:
+        return False
+    return isinstance(value, int | float) or (isinstance(value, str) and not set(value) & set("@?"))
 
 
 def require_cloud(settings: Settings) -> str:

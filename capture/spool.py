@@ -130,7 +130,7 @@ class Spool:
     def count_reject(self, camera: str) -> int:
         """Count one more rejected segment of a camera; return how many there were in a row."""
         path = self._rejects(camera)
-        in_a_row = int(read_json(path).get("in_a_row", 0)) + 1
+        in_a_row = _count(read_json(path).get("in_a_row")) + 1
         write_json(path, {"in_a_row": in_a_row})
         return in_a_row
 
@@ -178,6 +178,10 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def is_full(error: OSError) -> bool:

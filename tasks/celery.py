@@ -1,19 +1,24 @@
 """The Celery app, and the base of every task."""
 
 import sys
+import warnings
 from typing import Any
 
+import structlog
 from celery import Celery, Task
 from celery.exceptions import Reject, Retry
+from celery.platforms import SecurityWarning
 from celery.signals import setup_logging
 
-from capture.errors import ConfigError
+from capture.errors import ConfigError, RelayError
 from capture.handoff import configure
 from capture.log import configure_logging
 from capture.settings import Settings, load_settings
 from tasks import kombu_guard
 
 LONGEST_COUNTDOWN = 60.0
+
+log = structlog.get_logger()
 
 
 def _settings() -> Settings:
@@ -25,6 +30,8 @@ def _settings() -> Settings:
         raise SystemExit(error.exit_code) from None
 
 
+# It warns that a worker run by root would unpickle as root; ours reads JSON alone.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 kombu_guard.install()
 settings = _settings()
 app = Celery("relay-capture")
@@ -34,6 +41,21 @@ configure(app, settings)
 @setup_logging.connect
 def _log_our_way(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
     configure_logging(secrets=settings.secrets())
+
+
+class _Trouble:
+    """Logs a trouble of this machine when it begins or changes."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def tell(self, words: str) -> None:
+        if words != self._last:
+            self._last = words
+            log.error("worker_unfit", reason=words)
+
+
+_trouble = _Trouble()
 
 
 class TransientError(Exception):
@@ -59,12 +81,17 @@ class RelayTask(Task):  # type: ignore[type-arg] # generic in the stubs alone
     they make the task fail with their words, and without a traceback in the log.
     """
 
-    throws = (TransientError, RefusedByCloudError, RejectedByCloudError)
+    throws = (TransientError, RefusedByCloudError, RejectedByCloudError, RelayError)
     autoretry_for = (TransientError,)
     retry_backoff = 1
     retry_backoff_max = 30
     retry_jitter = True
     max_retries = settings.ingest.tries - 1
+
+    def on_failure(self, exc: BaseException, *_args: Any) -> None:  # noqa: ANN401 - Celery's signature
+        """Say once, not at every tick, that this machine is not fit: no spool, no token."""
+        if isinstance(exc, RelayError):
+            _trouble.tell(str(exc))
 
     def retry(self, *args: Any, exc: Exception | None = None, **options: Any) -> Retry:  # noqa: ANN401 - Celery's signature
         """Publish the task again; if the broker cannot take it, leave the first message with the broker.

@@ -60,6 +60,7 @@ RECIPES = {
         "-x265-params",
         "log-level=0:keyint=25",
     ],
+    "rtsp-b-frames.ts": [*X264, "-g", "25", "-bf", "3", "-crf", "40"],
     "refresh.h264": [*X264, "-bf", "0", "-crf", "40", "-x264-params", "intra-refresh=1:keyint=25"],
     "h265.h265": [
         *("-c:v", "libx265", "-preset", "ultrafast", "-crf", "40"),
@@ -322,7 +323,7 @@ class Camera:
     `silent_after` is the number of frames after which it says nothing more and keeps the line.
     """
 
-    def __init__(self, clip, login, *, auth="Basic", silent_after=None):
+    def __init__(self, clip, login, *, auth="Basic", silent_after=None, shown_at=None):
         units = nal_units(clip)
         if clip.suffix == ".h265":
             self.codec, kinds = "H265", [unit[0] >> 1 & 0x3F for unit in units]
@@ -336,6 +337,8 @@ class Camera:
         self.login = login
         self.auth = auth
         self.silent_after = silent_after
+        # Ticks of 90 kHz at which each frame is shown; the clock starts anywhere but at 0.
+        self.shown_at = shown_at or range(0, 3600 * len(self.frames), 3600)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.thread = threading.Thread(target=self._serve, daemon=True)
@@ -408,7 +411,7 @@ class Camera:
                 break
             is_picture = not unit.startswith(self.sei)
             head = b"\x80\xe0" if is_picture else b"\x80\x60"
-            stamp = (90_000 + shown * 3600).to_bytes(4, "big")
+            stamp = (90_000 + self.shown_at[shown]).to_bytes(4, "big")
             packet = head + number.to_bytes(2, "big") + stamp + b"\0\0\0\1" + unit
             shown += is_picture
             stream.write(b"$\0" + len(packet).to_bytes(2, "big") + packet)
@@ -438,6 +441,20 @@ def test_a_camera_is_copied_over_rtsp_and_every_segment_plays_by_itself(ffmpeg, 
     taken = capture(ffmpeg, f"rtsp://admin:{PASSWORD_IN_URL}@127.0.0.1:{port}/live", tmp_path)
     assert taken.code == 0, taken.stderr
     assert [decoded(ffmpeg, file) for file in taken.files] == [(50, ""), (50, ""), (25, "")]
+    assert [(event.start, event.end) for event in taken.closed] == [(0, 2), (2, 4), (4, 5)]
+    # Nothing but the end of the stream: a start without trouble says nothing.
+    assert not [line for line in taken.stderr if "End of file" not in line]
+
+
+def test_a_camera_with_b_frames_loses_no_frame(ffmpeg, clips, tmp_path, camera):
+    lines, _ = packets(ffmpeg, clips["rtsp-b-frames.ts"])
+    shown_at = [int(line.split(",")[2]) for line in lines]
+    raw = clips.directory / "rtsp-b-frames.h264"
+    run(ffmpeg, "-i", clips["rtsp-b-frames.ts"], "-c", "copy", "-y", raw)
+    port = camera("a:b", clip=raw.name, shown_at=shown_at).port
+    taken = capture(ffmpeg, f"rtsp://a:b@127.0.0.1:{port}/live", tmp_path)
+    assert taken.code == 0, taken.stderr
+    assert sum(decoded(ffmpeg, file)[0] for file in taken.files) == FRAMES
 
 
 def test_a_camera_without_full_key_frames_has_its_headers_in_every_segment(ffmpeg, tmp_path, camera):

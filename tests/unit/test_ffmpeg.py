@@ -41,13 +41,15 @@ def value(argv, flag):
 
 def test_an_rtsp_camera_is_copied_and_its_url_is_in_the_script_alone():
     made = command("rtsp://admin:s3same@cam.lan/live", sequence=12)
+    pts = "if(eq(PTS,NOPTS),if(eq(NEXT_PTS,NOPTS),DTS,NEXT_PTS-DURATION),PTS)"
     assert made.argv == [
         *("ffmpeg", "-hide_banner", "-nostdin"),
         *("-nostats", "-progress", "pipe:1", "-stats_period", "1"),
         *("-loglevel", "level+warning"),
         *("-f", "concat", "-safe", "0"),
         *("-protocol_whitelist", "pipe,rtp,srtp,udp,tcp,tls", "-i", "pipe:0"),
-        *("-map", "0:v:0", "-c:v", "copy", "-bsf:v", "dump_extra=freq=keyframe"),
+        *("-map", "0:v:0", "-c:v", "copy"),
+        *("-bsf:v", f"dump_extra=freq=keyframe,setts=pts='{pts}':dts='min(DTS,{pts})'"),
         *("-muxdelay", "0", "-muxpreload", "0"),
         *("-f", "segment", "-segment_format", "mpegts"),
         *("-segment_time", "10", "-segment_time_delta", "0.5", "-segment_start_number", "12"),

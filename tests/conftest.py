@@ -1,0 +1,65 @@
+"""What all tiers share."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from capture.segment import SegmentName
+from capture.session import Owed, Session
+from capture.source import parse_source
+from capture.spool import Spool
+
+PACKET = b"\x47" + b"\x1f\xff\x10" + b"\xff" * 184  # a null packet of a transport stream
+
+
+class SteppedClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 6, 1, 12, tzinfo=UTC)
+        self.ticks = 1000.0
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def time(self) -> float:
+        return self.moment.timestamp()
+
+    def monotonic(self) -> float:
+        return self.ticks
+
+    def step(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+        self.ticks += seconds
+
+
+@pytest.fixture
+def clock() -> SteppedClock:
+    return SteppedClock()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool.open(tmp_path / "spool", create=True)
+
+
+def start_session(spool: Spool, camera: str = "door", *, segment_seconds: float = 2.0) -> Session:
+    return Session.start(
+        spool,
+        camera,
+        display_name=camera,
+        source=parse_source("test:"),
+        segment_seconds=segment_seconds,
+    )
+
+
+def add_segment(session: Session, sequence: int, content: bytes = PACKET * 4) -> Owed:
+    """Write a segment as ffmpeg and the agent do."""
+    (session.open_directory / f"{sequence:08d}.ts").write_bytes(content)
+    start = session.spool.clock.now() + timedelta(seconds=2 * sequence)
+    return session.close_segment(sequence, start, 2.0)
+
+
+def owed_path(session: Session, segment: SegmentName) -> Path:
+    return session.path / str(segment)

@@ -1,0 +1,221 @@
+"""The client against a real server: every way an attempt can end comes out as an outcome."""
+
+import hashlib
+import os
+import signal
+import ssl
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+
+from capture.claim import claim
+from capture.errors import ConfigError
+from capture.ingest import Ingest, _redirect_target, tls_context
+from capture.outcome import Kind
+from capture.settings import IngestSettings
+from capture.sink import Fault, Sink
+from capture.spool import Spool
+from tests.conftest import PACKET, add_segment, start_session
+
+TLS = tls_context(None)
+
+
+@pytest.fixture
+def sink(tmp_path):
+    with Sink(tmp_path / "sink", token="T") as server:
+        yield server
+
+
+@pytest.fixture
+def claimed(spool: Spool):
+    with start_session(spool) as session:
+        owed = add_segment(session, 1, PACKET * 3000)
+        with claim(spool, session.name, owed.segment) as found:
+            yield found
+
+
+def client(url, **settings) -> Ingest:
+    return Ingest(IngestSettings(url=url, attempt_seconds=2.0, slowest_uplink=10**9, **settings), tls=TLS)
+
+
+def test_a_segment_arrives_byte_for_byte_with_all_its_headers(sink, claimed):
+    outcome, digest = client(sink.url).send_segment(claimed, "T")
+    assert outcome.kind is Kind.OK
+    (receipt,) = sink.receipts()
+    content = PACKET * 3000
+    assert receipt.bytes == len(content)
+    assert receipt.sha256 == digest == hashlib.sha256(content).hexdigest()
+    assert (receipt.camera, receipt.session, receipt.sequence) == ("door", claimed.session.id, 1)
+    assert receipt.start == claimed.segment.start_rfc3339
+    assert receipt.duration == claimed.segment.duration
+
+
+def test_the_same_segment_again_is_a_delivery_and_stored_once(sink, claimed):
+    ingest = client(sink.url)
+    assert [ingest.send_segment(claimed, "T")[0].status for _ in range(2)] == [204, 409]
+    assert len(sink.receipts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault("status", status=503), Kind.TRANSIENT),
+        (Fault("status", status=401), Kind.FATAL),
+        (Fault("status", status=413), Kind.REJECTED),
+        (Fault("status", status=200, body=b"<html>"), Kind.REJECTED),
+        (Fault("status", status=302, headers=(("Location", "/login"),)), Kind.REJECTED),
+        (Fault("hang"), Kind.TRANSIENT),
+        (Fault("reset"), Kind.TRANSIENT),
+        (Fault("lost"), Kind.TRANSIENT),
+        (Fault("half"), Kind.TRANSIENT),
+        (Fault("refuse"), Kind.TRANSIENT),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_every_fault_is_an_outcome_in_bounded_time_and_the_next_attempt_works(sink, claimed, fault, kind):
+    ingest = client(sink.url)
+    sink.faults.add(fault)
+    began = time.monotonic()
+    assert ingest.send_segment(claimed, "T")[0].kind is kind
+    assert time.monotonic() - began < 10
+    sink.faults.clear()
+    deadline = time.monotonic() + 5
+    while (outcome := ingest.send_segment(claimed, "T")[0]).kind is Kind.TRANSIENT:
+        assert time.monotonic() < deadline, outcome
+    assert outcome.kind is Kind.OK
+
+
+def test_retry_after_is_passed_on(sink, claimed):
+    sink.faults.add(Fault("status", status=429, headers=(("Retry-After", "17"),)))
+    assert client(sink.url).send_segment(claimed, "T")[0].retry_after == 17.0
+
+
+def test_the_key_is_never_in_a_reason(sink, claimed):
+    sink.faults.add(Fault("status", status=400, body=b"your key s3cret is bad"))
+    assert "s3cret" not in client(sink.url).send_segment(claimed, "s3cret")[0].reason
+
+
+def test_one_connection_serves_many_segments(sink, claimed):
+    ingest = client(sink.url)
+    for _ in range(5):
+        ingest.send_segment(claimed, "T")
+    (pool,) = [ingest._client._transport._pool]
+    assert len(pool.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "target"),
+    [
+        ("http://a/x", "/y", "http://a/y"),
+        ("http://a/x", "http://a:80/y", "http://a:80/y"),
+        ("http://a/x", "https://a/y", "https://a/y"),
+        ("http://a:8080/x", "https://a/y", "https://a/y"),
+        ("http://a/x", "http://b/y", None),
+        ("http://a/x", "http://a:81/y", None),
+        ("https://a/x", "http://a/y", None),
+        ("https://a/x", "https://a:444/y", None),
+        ("http://a/x", "http://user@a/y", None),
+        ("http://a/x", "http://a:port/y", None),
+        ("http://a/x", "//b/y", None),
+        ("http://a/x", "", None),
+    ],
+)
+def test_the_key_follows_a_redirect_only_to_the_same_host_or_up_to_https(url, location, target):
+    assert _redirect_target(url, 307, location) == target
+    assert _redirect_target(url, 302, location) is None
+
+
+def test_a_307_to_the_same_host_is_followed_with_the_whole_body(sink, claimed):
+    where = f"{sink.url}/api/stream/ingest/door"
+    sink.faults.add(Fault("status", status=307, headers=(("Location", where),), count=1))
+    assert client(sink.url).send_segment(claimed, "T")[0].kind is Kind.OK
+    assert sink.receipts()[0].bytes == claimed.size
+
+
+def test_a_cloud_that_redirects_in_circles_is_left(sink, claimed):
+    where = f"{sink.url}/api/stream/ingest/door"
+    sink.faults.add(Fault("status", status=308, headers=(("Location", where),)))
+    assert client(sink.url).send_segment(claimed, "T")[0].kind is Kind.TRANSIENT
+
+
+def test_every_transport_error_of_httpx_is_an_outcome(claimed, monkeypatch):
+    def all_below(kind):
+        return [kind, *(below for each in kind.__subclasses__() for below in all_below(each))]
+
+    ingest = client("http://127.0.0.1:9")
+    for error in all_below(httpx.TransportError):
+
+        def fail(*_args, _error=error, **_kwargs):
+            raise _error("words with s3cret")
+
+        monkeypatch.setattr(ingest._client, "send", fail)
+        outcome, _ = ingest.send_segment(claimed, "s3cret")
+        assert outcome.kind is Kind.TRANSIENT
+        assert "s3cret" not in outcome.reason
+
+
+def test_a_segment_file_that_shrinks_in_mid_send_is_no_delivery(sink, claimed, monkeypatch):
+    real = hashlib.file_digest
+
+    def digest_then_cut(file, name):
+        found = real(file, name)
+        os.truncate(claimed.file.fileno(), 188)
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", digest_then_cut)
+    assert client(sink.url).send_segment(claimed, "T")[0].kind is Kind.TRANSIENT
+    assert sink.receipts() == []
+
+
+class _LimitError(Exception):
+    pass
+
+
+def test_after_a_time_limit_fired_in_it_a_dropped_client_leaves_the_next_one_working(sink, claimed):
+    def fire(*_):
+        raise _LimitError
+
+    before = signal.signal(signal.SIGUSR1, fire)
+    try:
+        sink.faults.add(Fault("hang"))
+        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGUSR1])
+        timer.start()
+        ingest = client(sink.url)
+        with pytest.raises(_LimitError):
+            ingest.send_segment(claimed, "T")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    sink.faults.clear()
+    assert client(sink.url).send_segment(claimed, "T")[0].kind is Kind.OK
+
+
+def test_a_certificate_nobody_vouches_for_is_refused_unless_its_authority_is_given(tmp_path, claimed):
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("no openssl command")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    with Sink(tmp_path / "sink", token="T", tls=tls) as server:
+        refused, _ = client(server.url).send_segment(claimed, "T")
+        assert refused.kind is Kind.TRANSIENT
+        settings = IngestSettings(url=server.url, ca_file=cert)
+        assert Ingest(settings).send_segment(claimed, "T")[0].kind is Kind.OK
+
+
+def test_a_file_that_holds_no_certificates_is_one_message(tmp_path):
+    path = tmp_path / "ca.pem"
+    path.write_text("x")
+    with pytest.raises(ConfigError, match="PEM"):
+        tls_context(path)
