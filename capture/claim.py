@@ -34,7 +34,9 @@ class Claim:
         self.session = session
         self.segment = segment
         self.file = file
-        self.size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        self.size = status.st_size
+        self.written_at = status.st_mtime  # seconds since 1970
         self._path = spool.session_path(session) / str(segment)
 
     @property

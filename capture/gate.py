@@ -27,6 +27,7 @@ from capture.settings import IngestSettings
 from capture.spool import Spool, read_json, write_json
 
 FAILURES_TO_OPEN = 3
+DEAR_FAILURE = 2  # a cloud that never answers costs a whole deadline each time: two of those are enough
 FIRST_PROBE_SECONDS = 1.0
 SLOWEST_PROBE_SECONDS = 5.0
 PROBE_ANSWER_SECONDS = 5.0
@@ -40,6 +41,14 @@ ADVICE = {
     403: "the cloud forbids this token to send (403): ask the cloud's operator to allow it, or give another "
     "with RELAY_TOKEN or --token-file, then start again; nothing was deleted",
 }
+
+
+class Change(StrEnum):
+    """What a report changed for everybody."""
+
+    NONE = "none"
+    DOWN = "down"  # the cloud counts as down from now on
+    UP = "up"  # the way is open again
 
 
 class Verdict(StrEnum):
@@ -127,6 +136,10 @@ class Gate:
         """Tell whether the cloud counts as down."""
         return _number(read_json(self._breaker), "failures") >= FAILURES_TO_OPEN
 
+    def outage(self) -> dict[str, Any]:
+        """Return failures in a row, since when, and the reason; empty when the last attempt was answered."""
+        return read_json(self._breaker)
+
     def admit(self, token: str) -> Admission:
         """Say whether an attempt may go out now."""
         refused = self._refused_path(token)
@@ -153,18 +166,17 @@ class Gate:
             return Admission(otherwise)
         return Admission(Verdict.PROBE, probe_answer_seconds(probes), slot)
 
-    def report(self, outcome: Outcome, token: str) -> bool:
-        """Note an outcome. Returns True when it opened the way again: time to recover the rest."""
+    def report(self, outcome: Outcome, token: str) -> Change:
+        """Note an outcome; return what it changed."""
         if outcome.kind is Kind.TRANSIENT:
-            self._count_failure(outcome)
-            return False
+            return self._count_failure(outcome)
         if outcome.kind is Kind.FATAL:
             self._note_refusal(outcome, token)
-            return False
+            return Change.NONE
         was_down = self._reset(self._breaker)
         # A captive portal's page is an answer, but it says nothing about the token.
         accepted = outcome.kind is Kind.OK and self._reset(self._refused_path(token))
-        return bool(was_down or accepted)
+        return Change.UP if was_down or accepted else Change.NONE
 
     def _reset(self, path: Path) -> bool:
         was_shut = path != self._breaker or self.is_open()
@@ -174,10 +186,11 @@ class Gate:
             return False
         return was_shut
 
-    def _count_failure(self, outcome: Outcome) -> None:
+    def _count_failure(self, outcome: Outcome) -> Change:
         with self._locked():
             state = read_json(self._breaker)
-            failures = int(_number(state, "failures")) + 1
+            before = int(_number(state, "failures"))
+            failures = before + (DEAR_FAILURE if outcome.timed_out else 1)
             asked = min(outcome.retry_after or 0.0, LONGEST_ASKED_SECONDS)
             if asked:  # the cloud said itself for how long: nobody else needs to find out
                 failures = max(failures, FAILURES_TO_OPEN)
@@ -194,6 +207,7 @@ class Gate:
                     "reason": outcome.reason,
                 },
             )
+        return Change.DOWN if before < FAILURES_TO_OPEN <= failures else Change.NONE
 
     def _note_refusal(self, outcome: Outcome, token: str) -> None:
         note = {**self.refusal_note(outcome), "at": self._spool.clock.time()}

@@ -139,3 +139,9 @@ class Publisher:
 def publish(app: Celery, message: Message) -> None:
     """Publish one message. Raises kombu's OperationalError when the broker cannot take it."""
     app.send_task(message.task, args=list(message.args), queue=message.queue, **message.options)
+
+
+def waiting(app: Celery, queue: str) -> int:
+    """Return how many messages wait in a queue; those being worked on are not among them."""
+    with app.connection_for_write() as connection:
+        return int(connection.default_channel.client.llen(queue))  # type: ignore[attr-defined]

@@ -10,6 +10,9 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
@@ -18,7 +21,7 @@ import httpx
 
 from capture.claim import Claim
 from capture.errors import ConfigError
-from capture.outcome import Kind, Outcome, attempt_seconds, classify
+from capture.outcome import Kind, Outcome, attempt_seconds, classify, describe
 from capture.settings import IngestSettings
 from capture.source import redact
 
@@ -32,6 +35,16 @@ _HEADERS = {"User-Agent": "relay-capture", "Accept": "*/*", "Accept-Encoding": "
 
 class _DeadlineError(Exception):
     """The attempt's time is up."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the cloud answered to a knock. `status` is 0 without an answer; `date` is its clock."""
+
+    status: int
+    reason: str
+    date: datetime | None = None
+    is_page: bool = False
 
 
 class Ingest:
@@ -102,6 +115,22 @@ class Ingest:
         url = f"{self._base}/api/stream/ingest/{quote(camera)}"
         return self._request("DELETE", url, token, headers={}, success=(204, 200, 202, 404))
 
+    def knock(self, token: str, *, seconds: float) -> Answer:
+        """GET the cameras: tells whether the cloud answers and knows the token, and changes nothing."""
+        request = self._client.build_request(
+            "GET",
+            f"{self._base}/api/cameras",
+            headers={"X-API-Key": token},
+            timeout=httpx.Timeout(seconds),
+        )
+        try:
+            status, answer, text = self._exchange(request)
+        except httpx.TransportError as error:
+            return Answer(0, _describe(error, token))
+        reason = describe(status, redact(text.decode("utf-8", "replace"), [token]).encode())
+        is_page = answer.get("content-type", "").startswith("text/html")
+        return Answer(status, reason, _date(answer.get("date", "")), is_page)
+
     def _request(
         self,
         method: str,
@@ -131,9 +160,10 @@ class Ingest:
                     return classify(status, answer, text, success=allowed)
                 url = target
         except _DeadlineError:
-            return Outcome(Kind.TRANSIENT, 0, "the deadline of the attempt passed")
+            return deadline_passed()
         except httpx.TransportError as error:
-            return Outcome(Kind.TRANSIENT, 0, _describe(error, token))
+            timed_out = isinstance(error, httpx.TimeoutException)
+            return Outcome(Kind.TRANSIENT, 0, _describe(error, token), timed_out=timed_out)
         except httpx.InvalidURL:
             return Outcome(Kind.REJECTED, 0, "the cloud redirects to something that is no URL")
         return Outcome(Kind.TRANSIENT, 0, "the cloud redirects in circles")
@@ -150,6 +180,11 @@ class Ingest:
             return response.status_code, response.headers, text[:_ANSWER_BYTES]
         finally:
             response.close()
+
+
+def deadline_passed() -> Outcome:
+    """Return the outcome of an attempt whose time was up."""
+    return Outcome(Kind.TRANSIENT, 0, "the deadline of the attempt passed", timed_out=True)
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -197,6 +232,14 @@ def _redirect_target(url: str, status: int, location: str) -> str | None:
 
 def _port(scheme: str, port: int | None) -> int:
     return port or {"http": 80, "https": 443}.get(scheme, 0)
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _describe(error: httpx.TransportError, token: str) -> str:

@@ -87,7 +87,7 @@ class Journal:
             while line := file.readline(LONGEST_LINE):
                 number += 1
                 if line.strip():
-                    yield _entry(line, path, number)
+                    yield parse_entry(line, path, number)
 
     def last_segment(self, camera: str) -> SegmentName | None:
         """Return the segment that was closed last, as far as the two newest files tell."""
@@ -115,7 +115,8 @@ def _write_whole(descriptor: int, line: bytes) -> None:
         raise OSError(28, os.strerror(28))
 
 
-def _entry(line: bytes, path: Path, number: int) -> Entry:
+def parse_entry(line: bytes, path: Path, number: int) -> Entry:
+    """Return what a line says; an entry without an event for one that is torn or not ours."""
     try:
         fields = json.loads(line)
         return Entry(Event(fields["event"]), fields, path, number)

@@ -18,6 +18,7 @@ _QUIET = {
     # A line for every task and every request is noise at one segment a second; bugs are still logged.
     "celery.app.trace": logging.ERROR,
     "celery.worker.strategy": logging.WARNING,
+    "celery.worker.consumer.consumer": logging.WARNING,
     "celery.beat": logging.WARNING,
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,

@@ -28,12 +28,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one attempt. `status` is 0 without an answer; `retry_after` in seconds."""
+    """What became of one attempt. `status` is 0 without an answer; `retry_after` in seconds.
+
+    `timed_out` marks an attempt that used up its time: each of those is dear.
+    """
 
     kind: Kind
     status: int
     reason: str
     retry_after: float | None = None
+    timed_out: bool = False
 
 
 def classify(

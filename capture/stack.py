@@ -87,11 +87,17 @@ class Stack:
         flower_port: int | None = None,
         as_json: bool = False,
         verbose: bool = False,
+        stderr: Stream | int = Stream.INHERIT,
     ) -> None:
         self._runtime_dir = runtime_dir
+        self._stderr = stderr
         self._verbose = verbose
         self._broker = EmbeddedBroker(runtime_dir) if embedded_broker else None
-        self._environment = _environment(settings, self._broker.url if self._broker else None, as_json)
+        self._environment = {
+            **_environment(settings, self._broker.url if self._broker else None, as_json),
+            # Celery's process pool makes a directory for temporary files and leaves it when it is killed.
+            "TMPDIR": str(runtime_dir),
+        }
         self._services = {"worker": self._celery("worker", *_worker_options(concurrency, verbose))}
         self._services["beat"] = self._celery("beat", f"--loglevel={_level(verbose)}")
         if flower_port is not None:
@@ -178,7 +184,7 @@ class Stack:
         ]
 
         def start() -> Child:
-            return Child(argv, env=self._environment, stdout=Stream.NULL, stderr=Stream.INHERIT)
+            return Child(argv, env=self._environment, stdout=Stream.NULL, stderr=self._stderr)
 
         return Service(what, start)
 

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
+from capture.claim import HostileNameError, claim
 from capture.journal import Event
 from capture.segment import SegmentName, SessionName, rfc3339
 from capture.session import adopt
@@ -82,17 +83,16 @@ def is_over(spool: Spool, name: SessionName) -> bool:
     """Tell whether a session has ended and owes nothing."""
     return (
         spool.session_info(name).get("ended_at") is not None
-        and not spool.segments(name)
+        and not spool.count_segments(name)
         and not spool.open_segments(name)
     )
 
 
 def superseded(spool: Spool, name: SessionName) -> bool:
     """Tell whether a later session of the same camera is running: ending the stream would end that."""
-    return any(
-        other.id > name.id and spool.session_info(other).get("ended_at") is None
-        for other in spool.sessions(name.camera)
-    )
+    began = str(spool.session_info(name).get("started_at"))
+    others = (spool.session_info(other) for other in spool.sessions(name.camera) if other != name)
+    return any(info.get("ended_at") is None and str(info.get("started_at", "")) >= began for info in others)
 
 
 def to_register(spool: Spool) -> list[SessionName]:
@@ -182,22 +182,35 @@ class Recovery:
         still = {key: at for key, at in self.sent.items() if self._exists(key)}
         self.window = next_window(self.window, sent=len(self.sent), left=len(still), is_down=is_down)
         self.sent = {key: at for key, at in still.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS}
-        by_camera: dict[str, list[Debt]] = {}
-        for debt in self.spool.debts():
-            if _key(debt) not in self.sent:
-                by_camera.setdefault(debt.session.camera, []).append(debt)
         room = 1 if is_down else self.window
-        return self._aged(take_turns(by_camera, room), now)
+        return self._aged(take_turns(self._oldest(room), room), now)
+
+    def _oldest(self, room: int) -> dict[str, list[Debt]]:
+        """Return each camera's oldest debts without a message, as many as could be chosen."""
+        by_camera: dict[str, list[Debt]] = {}
+        has_message = {key.partition("/")[2] for key in self.sent}
+        for session in self.spool.sessions():
+            debts = by_camera.setdefault(session.camera, [])
+            if len(debts) < room:
+                first = self.spool.first_segments(session, room - len(debts), has_message)
+                debts += [Debt(session, segment) for segment in first]
+        return by_camera
 
     def _aged(self, debts: list[Debt], now: float) -> list[Picked]:
-        """Keep those that had their chance on the live queue, by the time they were last written."""
+        """Keep those that nobody sends and that had their chance on the live queue.
+
+        Their age is the time since they were last written: a name can lie in the future, where a file is
+        read faster than real time.
+        """
         found = []
         for debt in debts:
-            path = self.spool.session_path(debt.session) / str(debt.segment)
-            with contextlib.suppress(FileNotFoundError):
-                stat = path.lstat()
-                if not 0 <= now - stat.st_mtime < self.recover_after:
-                    found.append(Picked(debt, stat.st_size))
+            with contextlib.suppress(HostileNameError), contextlib.ExitStack() as stack:
+                free = claim(self.spool, debt.session, debt.segment)
+                if (
+                    free is not None
+                    and not 0 <= now - stack.enter_context(free).written_at < self.recover_after
+                ):
+                    found.append(Picked(debt, free.size))
         return found
 
     def save(self, picked: Sequence[Picked]) -> None:

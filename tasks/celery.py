@@ -6,8 +6,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, Task
-from celery.exceptions import Reject, Retry
-from celery.platforms import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, Reject, Retry, SecurityWarning
 from celery.signals import setup_logging
 
 from capture.errors import ConfigError, RelayError
@@ -32,6 +31,8 @@ def _settings() -> Settings:
 
 # It warns that a worker run by root would unpickle as root; ours reads JSON alone.
 warnings.filterwarnings("ignore", category=SecurityWarning)
+# At every lost connection it explains a setting that celeryconfig.py sets on purpose.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 kombu_guard.install()
 settings = _settings()
 app = Celery("relay-capture")

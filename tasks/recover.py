@@ -13,6 +13,7 @@ from capture.handoff import (
     publish,
     time_limits,
     upload_message,
+    waiting,
 )
 from capture.outcome import attempt_seconds
 from capture.upkeep import (
@@ -30,19 +31,24 @@ from tasks.celery import RelayTask, app
 from tasks.worker import Worker, this_worker
 
 BATCH = 8
+SOON = 2.0  # seconds
 
 log = structlog.get_logger()
 
 
 @app.task(base=RelayTask, name=RECOVER)
-def recover() -> str:
-    """Run one round, unless another worker is at it."""
+def recover(going: object = False) -> str:  # noqa: FBT002 - a message's argument
+    """Run one round, unless another worker is at it.
+
+    `going` says that uploads succeed just now, after an outage or in the middle of a backlog: then whoever
+    waits need not be left to the live queue for long.
+    """
     worker = this_worker()
     with exclusive(worker.spool, "recover.lock") as mine:
-        return _round(worker) if mine else "another worker is at it"
+        return _round(worker, going=going is True) if mine else "another worker is at it"
 
 
-def _round(worker: Worker) -> str:
+def _round(worker: Worker, *, going: bool) -> str:
     worker.spool.check_mounted()
     for session, segments in close_dead_sessions(worker.spool):
         log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
@@ -50,9 +56,10 @@ def _round(worker: Worker) -> str:
         return "the token is refused: nothing is sent"
     is_down = worker.gate.is_open()
     _tell_the_cloud(worker, is_down=is_down)
-    if _waiting(BACKLOG):
+    if waiting(app, BACKLOG):
         return "the last window is not taken yet"
-    recovery = Recovery.load(worker.spool, recover_after=worker.settings.spool.recover_after)
+    patience = worker.settings.spool.recover_after
+    recovery = Recovery.load(worker.spool, recover_after=min(patience, SOON) if going else patience)
     picked = recovery.pick(is_down=is_down)
     for message in _messages(worker, picked, is_down=is_down):
         publish(app, message)
@@ -61,7 +68,7 @@ def _round(worker: Worker) -> str:
 
 
 def _tell_the_cloud(worker: Worker, *, is_down: bool) -> None:
-    if is_down or _waiting(LIVE):
+    if is_down or waiting(app, LIVE):
         return
     for session in to_register(worker.spool):
         publish(app, Message(REGISTER_CAMERA, (str(session),)))
@@ -82,9 +89,3 @@ def _messages(worker: Worker, picked: list[Picked], *, is_down: bool) -> list[Me
         limits = time_limits(sum(attempt_seconds(ingest, p.size) for p in batch))
         found.append(Message(UPLOAD_BATCH, (names,), BACKLOG, limits))
     return found
-
-
-def _waiting(queue: str) -> int:
-    """Return how many messages wait in a queue; those being worked on are not among them."""
-    with app.connection_for_write() as connection:
-        return int(connection.default_channel.client.llen(queue))  # type: ignore[attr-defined]

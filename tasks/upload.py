@@ -6,11 +6,18 @@ import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 
 from capture.claim import Claim, HostileNameError, claim, parse_names
-from capture.gate import Verdict
-from capture.handoff import RECOVER, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, publish
+from capture.gate import Change, Verdict
+from capture.handoff import BACKLOG, RECOVER, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, publish, waiting
+from capture.ingest import deadline_passed
 from capture.outcome import Kind, Outcome
 from capture.spool import REFUSED_FILE, write_json
-from tasks.celery import RefusedByCloudError, RejectedByCloudError, RelayTask, TransientError, app
+from tasks.celery import (
+    RefusedByCloudError,
+    RejectedByCloudError,
+    RelayTask,
+    TransientError,
+    app,
+)
 from tasks.worker import Worker, this_worker
 
 MOST_IN_A_BATCH = 64
@@ -47,6 +54,8 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
         if outcome.kind is Kind.TRANSIENT:
             return f"sent {sent} of {len(items)}; the rest stays owed: {outcome.reason}"
         sent += outcome.kind is Kind.OK
+    if sent and not waiting(app, BACKLOG):
+        publish(app, Message(RECOVER, (True,)))  # the next window, without waiting for beat
     return f"sent {sent} of {len(items)}"
 
 
@@ -83,12 +92,18 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
             )
         except SoftTimeLimitExceeded:
             worker.drop_client()
-            outcome, sha256 = Outcome(Kind.TRANSIENT, 0, "the deadline of the attempt passed"), ""
+            outcome, sha256 = deadline_passed(), ""
         _settle(worker, claimed, outcome, sha256, attempt)
-        if worker.gate.report(outcome, token):
-            log.info("ingest_reachable")
-            publish(app, Message(RECOVER, ()))
+        _tell_others(worker.gate.report(outcome, token), outcome)
     return outcome
+
+
+def _tell_others(change: Change, outcome: Outcome) -> None:
+    if change is Change.DOWN:
+        log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
+    elif change is Change.UP:
+        log.info("ingest_reachable")
+        publish(app, Message(RECOVER, (True,)))
 
 
 def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:

@@ -8,6 +8,7 @@ from capture.gate import (
     FAILURES_TO_OPEN,
     PROBE_ANSWER_SECONDS,
     SLOWEST_PROBE_SECONDS,
+    Change,
     Gate,
     Verdict,
     probe_answer_seconds,
@@ -50,6 +51,18 @@ def test_a_few_failures_in_a_row_stop_the_attempts(spool):
     assert gate.is_open()
 
 
+def test_only_the_failure_that_shuts_the_gate_says_so(spool):
+    gate = make_gate(spool)
+    changes = [gate.report(DOWN, "T") for _ in range(5)]
+    assert changes == [Change.NONE, Change.NONE, Change.DOWN, Change.NONE, Change.NONE]
+
+
+def test_two_attempts_that_used_up_their_time_are_enough(spool):
+    gate = make_gate(spool)
+    slow = Outcome(Kind.TRANSIENT, 0, "no answer", timed_out=True)
+    assert [gate.report(slow, "T") for _ in range(2)] == [Change.NONE, Change.DOWN]
+
+
 def test_failures_that_a_success_interrupts_do_not_count(spool):
     gate = make_gate(spool)
     for _ in range(5):
@@ -66,9 +79,9 @@ def test_one_probe_at_a_time_goes_out_and_the_first_success_opens_the_way_for_al
     with gate.admit("T") as probe:
         assert probe.verdict is Verdict.PROBE
         assert verdict(other) is Verdict.DOWN
-        assert gate.report(GOOD, "T")
+        assert gate.report(GOOD, "T") is Change.UP
     assert verdict(other) is Verdict.GO
-    assert not other.report(GOOD, "T")
+    assert other.report(GOOD, "T") is Change.NONE
 
 
 def test_a_probe_that_fails_is_followed_by_a_later_one(spool, clock):
@@ -130,7 +143,7 @@ def test_on_hold_a_refused_token_is_probed_now_and_then(spool, clock):
     clock.step(31)
     with gate.admit("T") as admission:
         assert admission.verdict is Verdict.PROBE
-        assert gate.report(GOOD, "T")
+        assert gate.report(GOOD, "T") is Change.UP
     assert verdict(gate) is Verdict.GO
 
 
