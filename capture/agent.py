@@ -6,6 +6,7 @@ from typing import Literal
 
 import structlog
 
+from capture.budget import Budget
 from capture.camera import STOP_GRACE_SECONDS, Camera, CameraPlan, CameraStatus
 from capture.claim import claim
 from capture.clock import Clock
@@ -68,6 +69,7 @@ class Agent:
         self._publisher = Publisher(publisher_app(settings))
         self._gate = Gate(spool, settings.ingest)
         self._sessions: list[SessionName] = []
+        self._budget = Budget(spool, settings.spool, cameras=len(settings.cameras))
         self.cameras: Mapping[str, Camera] = {
             plan.id: Camera(
                 plan,
@@ -84,6 +86,7 @@ class Agent:
         """Start all cameras. A start is a new try for a token that was refused before."""
         self._gate.forgive(read_token(self._settings.ingest))
         self._publisher.start()
+        self._budget.start()
         for camera in self.cameras.values():
             camera.start()
         self._publisher.send(Message(RECOVER, ()))
@@ -98,6 +101,7 @@ class Agent:
 
     def close(self) -> None:
         """Let the publisher finish."""
+        self._budget.stop()
         self._publisher.close(_PUBLISH_SECONDS)
 
     def is_running(self) -> bool:
@@ -154,6 +158,7 @@ class Agent:
                 self._publisher.send(Message(END_SESSION, (str(name),)))
 
     def _owed(self, session: SessionName, owed: Owed) -> None:
+        self._budget.add(owed.size)
         self._publisher.send(upload_message(self._settings.ingest, session, owed.segment, owed.size))
 
     def _session(self, session: SessionName, what: Literal["started", "ended"]) -> None:

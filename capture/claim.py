@@ -94,9 +94,8 @@ class Claim:
 
     def dropped(self, *, reason: str) -> None:
         """Delete the segment by a stated policy; the journal says which, first."""
-        self.spool.journal.append(
-            self.session.camera, Event.DROPPED, durable=True, **self._names(), reason=reason
-        )
+        fields = {**self._names(), "reason": reason}
+        self.spool.journal_for_sure(self.session.camera, Event.DROPPED, fields)
         self._path.unlink()
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from capture.clock import Clock
 from capture.errors import ConfigError, SpoolFullError
-from capture.journal import Journal
+from capture.journal import Event, Journal
 from capture.segment import SESSION_PREFIX, SegmentName, SessionName, looks_closed, parse_open_name
 
 FORMAT = 1
@@ -30,6 +30,8 @@ REJECTED = "rejected"
 REFUSED_FILE = "refused.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _HARMLESS = {"lost+found"}
+BALLAST = "ballast"
+BALLAST_BYTES = 256 * 1024
 _LARGEST_JSON = 64 * 1024
 
 
@@ -103,13 +105,17 @@ class Spool:
         self, session: SessionName, count: int, skip: Container[str] = ()
     ) -> list[SegmentName]:
         """Return the first closed segments by sequence, without those in `skip`; cheap among very many."""
-        names = (name for name in self._names(session) if looks_closed(name) and name not in skip)
+        names = (name for name in self.segment_names(session) if name not in skip)
         first = heapq.nsmallest(count, names, key=_by_sequence)
         return [segment for name in first if (segment := SegmentName.parse(name))]
 
     def count_segments(self, session: SessionName) -> int:
         """Count the closed segments of a session."""
-        return sum(looks_closed(name) for name in self._names(session))
+        return len(self.segment_names(session))
+
+    def segment_names(self, session: SessionName, folder: str = "") -> list[str]:
+        """Return the names of closed segments as they stand in the directory, unread and unsorted."""
+        return [name for name in self._names(session, folder) if looks_closed(name)]
 
     def _names(self, session: SessionName, folder: str = "") -> list[str]:
         try:
@@ -139,6 +145,29 @@ class Spool:
     def session_info(self, session: SessionName) -> dict[str, Any]:
         """Return session.json, or an empty table where it is missing or damaged."""
         return read_json(self.session_path(session) / SESSION_FILE)
+
+    def keep_ballast(self) -> None:
+        """Keep a little room aside, for the journal's last words on a full disk."""
+        ballast = self.state / BALLAST
+        try:
+            if ballast.stat().st_size == BALLAST_BYTES:
+                return
+        except FileNotFoundError:
+            pass
+        try:
+            ballast.write_bytes(os.urandom(BALLAST_BYTES))
+        except OSError:
+            ballast.unlink(missing_ok=True)
+
+    def journal_for_sure(self, camera: str, event: Event, fields: dict[str, object]) -> None:
+        """Journal durably what is about to be deleted; on a full disk, in the room kept aside for it."""
+        try:
+            self.journal.append(camera, event, durable=True, **fields)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            (self.state / BALLAST).unlink(missing_ok=True)
+            self.journal.append(camera, event, durable=True, **fields)
 
     def count_reject(self, camera: str) -> int:
         """Count one more rejected segment of a camera; return how many there were in a row."""

@@ -10,7 +10,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import zip_longest
 from pathlib import Path
 from typing import Self
@@ -226,6 +226,24 @@ class Recovery:
 
 def _key(debt: Debt) -> str:
     return f"{debt.session}/{debt.segment}"
+
+
+def drop_expired(spool: Spool, retention: float) -> int:
+    """Drop what has been owed for longer than `retention` seconds; returns how many."""
+    count = 0
+    oldest = spool.clock.now() - timedelta(seconds=retention)
+    for session in spool.sessions():
+        for segment in spool.segments(session):
+            if segment.end >= oldest:
+                break
+            with contextlib.suppress(HostileNameError), contextlib.ExitStack() as stack:
+                found = claim(spool, session, segment)
+                if found is not None:
+                    stack.enter_context(found).dropped(
+                        reason=f"older than spool.retention, {retention:.0f} s"
+                    )
+                    count += 1
+    return count
 
 
 # --- sweep -----------------------------------------------------------------------------------------

@@ -1,9 +1,14 @@
 """The sweep: session directories that owe nothing and were left alone for an hour."""
 
+import structlog
+
 from capture.handoff import SWEEP
+from capture.upkeep import drop_expired
 from capture.upkeep import sweep as sweep_spool
 from tasks.celery import RelayTask, app
 from tasks.worker import this_worker
+
+log = structlog.get_logger()
 
 
 @app.task(base=RelayTask, name=SWEEP)
@@ -11,5 +16,7 @@ def sweep() -> str:
     """Remove what is over; say how much."""
     worker = this_worker()
     limits = worker.settings.spool
+    if limits.retention is not None and (count := drop_expired(worker.spool, limits.retention)):
+        log.error("segments_dropped", count=count, limit="spool.retention")
     removed = sweep_spool(worker.spool, sweep_after=limits.sweep_after, keep_rejected=limits.keep_rejected)
     return f"removed {len(removed)} session directories"
