@@ -2,13 +2,14 @@
 
 from datetime import timedelta
 
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from capture.handoff import BACKLOG, LIVE, RECOVER, SWEEP
 
 # --- what there is to run -------------------------------------------------------------------------
 imports = ("tasks.upload", "tasks.register", "tasks.recover", "tasks.sweep")
-task_queues = (Queue(LIVE), Queue(BACKLOG))
+# Each bound to an exchange of its own name: by default both would hang on the first one's.
+task_queues = tuple(Queue(name, Exchange(name), routing_key=name) for name in (LIVE, BACKLOG))
 task_default_queue = LIVE
 # A mistyped queue would swallow messages that no worker ever reads.
 task_create_missing_queues = False

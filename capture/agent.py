@@ -1,5 +1,6 @@
 """The capture agent: all cameras of this machine, and the handoff of what they close."""
 
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Literal
@@ -28,7 +29,7 @@ from capture.settings import Settings, read_token
 from capture.spool import REJECTED, Spool
 from capture.upkeep import ENDED_NOTE, is_over
 
-_JOIN_SECONDS = STOP_GRACE_SECONDS + 0.5
+_JOIN_SECONDS = STOP_GRACE_SECONDS + 1.0
 _PUBLISH_SECONDS = 1.0
 _MOST_REMINDERS = 200
 
@@ -93,16 +94,17 @@ class Agent:
 
     def stop(self) -> None:
         """Let every ffmpeg finish its segment; at most a few seconds."""
+        deadline = time.monotonic() + _JOIN_SECONDS
         for camera in self.cameras.values():
             camera.stop()
         for camera in self.cameras.values():
-            if not camera.join(_JOIN_SECONDS):
+            if not camera.join(max(0.0, deadline - time.monotonic())):
                 log.error("camera_stuck", camera=camera.plan.id, then="its segment is salvaged later")
 
-    def close(self) -> None:
-        """Let the publisher finish."""
+    def close(self, timeout: float = _PUBLISH_SECONDS) -> None:
+        """Let the publisher finish, for at most `timeout` seconds."""
         self._budget.stop()
-        self._publisher.close(_PUBLISH_SECONDS)
+        self._publisher.close(timeout)
 
     def is_running(self) -> bool:
         return any(camera.is_alive() for camera in self.cameras.values())
@@ -134,7 +136,9 @@ class Agent:
 
     def is_settled(self) -> bool:
         """Tell whether nothing is owed, and the cloud knows that the sessions of this run are over."""
-        return self.owed() == 0 and all(
+        if self.is_running() or self.owed():
+            return False
+        return all(
             (self._spool.session_path(name) / ENDED_NOTE).exists() or not is_over(self._spool, name)
             for name in self._sessions
         )

@@ -35,6 +35,7 @@ from capture.supervision import Ladder, State, Timeline, Watchdog
 from capture.upkeep import close_dead_sessions, note_gap
 
 TICK_SECONDS = 1.0
+SHORT_TICK_SECONDS = 0.05
 STOP_GRACE_SECONDS = 3.0
 SHORTEST_GAP_SECONDS = 0.5
 _DISK = {FailureKind.DISK_FULL, FailureKind.OUTPUT}
@@ -302,7 +303,9 @@ class Camera:
         parser = StdoutParser()
         kill_at: float | None = None
         while not output.eof or child.poll() is None:
-            for stream, data in output.read(TICK_SECONDS):
+            now = self._clock.monotonic()
+            wait = TICK_SECONDS if kill_at is None else max(SHORT_TICK_SECONDS, kill_at - now)
+            for stream, data in output.read(min(TICK_SECONDS, wait)):
                 if stream == "stderr":
                     run.tail.feed(data)
                     continue
@@ -340,6 +343,9 @@ class Camera:
                 reason=error.strerror,
                 then="salvaged later",
             )
+            return
+        if owed is None:
+            self._log.error("segment_empty", sequence=event.sequence, reason="ffmpeg could not write it")
             return
         run.segments += 1
         self._publish(session, owed)

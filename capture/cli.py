@@ -9,6 +9,7 @@ import click
 
 from capture import __version__
 from capture.errors import RelayError, UsageError
+from capture.operate import COMMANDS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(0)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -181,5 +182,31 @@ def sink(
 
     return run_sink(host=host, port=port, directory=directory, token=token, faults=faults, as_json=as_json)
 
+
+@cli.command()
+@click.option(
+    "--seconds",
+    type=click.IntRange(10, 3600),
+    default=30,
+    show_default=True,
+    help="How much video to capture.",
+)
+@click.option("--outage", metavar="START+SECONDS", help="When the cloud is out, and for how long.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep spool, ingest and log there, for a look.",
+)
+@click.option("--plain", is_flag=True, help="Lines instead of a display, also on a terminal.")
+def demo(seconds: int, outage: str | None, keep: Path | None, *, plain: bool) -> int:
+    """See it work, without a camera or a cloud: a test pattern, an outage, every frame counted."""
+    from capture.demo import run_demo  # noqa: PLC0415
+
+    return run_demo(seconds=seconds, outage=outage, keep=keep, plain=plain)
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 __all__ = ["UsageError", "cli", "main"]

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from capture.agent import Agent, plan_cameras
 from capture.broker import RuntimeDir, ping
-from capture.errors import EXIT_DONE, SourceError
+from capture.broker_note import note_broker
+from capture.errors import EXIT_DONE
 from capture.ffmpeg import find_ffmpeg
 from capture.log import configure_logging
+from capture.probe import require_video
 from capture.runner import StopSignals, live
 from capture.settings import Settings, require_cloud
 from capture.sink import FaultPlan, Sink, SinkEvent
-from capture.source import Source, SourceKind
 from capture.spool import Spool
 from capture.stack import Stack
 
@@ -23,24 +24,11 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     """Check what has to be there, before anything is made; return the spool and ffmpeg's path."""
     configure_logging(secrets=settings.secrets(), as_json=as_json, verbose=verbose)
     require_cloud(settings)
-    for plan in plan_cameras(settings):
-        _require_present(plan.source)
+    plans = plan_cameras(settings)
     ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
+    if len(plans) == 1:  # among many, one bad source is that camera's trouble alone
+        require_video(ffmpeg.path, plans[0].source)
     return Spool.open(settings.spool.path, create=True), ffmpeg.path
-
-
-def _require_present(source: Source) -> None:
-    """Raise SourceError for a file that cannot be read: nothing is started for it."""
-    if source.kind is not SourceKind.FILE:
-        return
-    try:
-        with source.path.open("rb"):
-            pass
-    except OSError as error:
-        raise SourceError(
-            f"cannot open {source.path}: {error.strerror}; expected a video file that this user may read; "
-            "check the path given with --source"
-        ) from None
 
 
 def run_agent(settings: Settings, *, as_json: bool = False, verbose: bool = False) -> int:
@@ -77,6 +65,8 @@ def run_everything(
             verbose=verbose,
         )
         settings = stack.settings_for_agent(settings)
+        if own_broker:
+            note_broker(spool, settings.broker.url.get_secret_value())
         return live(Agent(settings, spool, ffmpeg), stack, settings, spool, signals)
 
 

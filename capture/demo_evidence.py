@@ -1,6 +1,7 @@
 """The evidence of a demo run: what the journal, the ingest's store and a decoder say."""
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 from capture.demo_result import Decoded, Wait
 from capture.ffmpeg import Progress, StdoutParser
@@ -100,18 +102,34 @@ def _moment(fields: Mapping[str, object]) -> float:
     return datetime.fromisoformat(str(fields["t"])).timestamp()
 
 
-def is_touched(piece: Piece, window: tuple[float, float] | None) -> bool:
-    """Tell whether a segment was owed at any time of the outage: it could not but wait."""
-    if window is None:
-        return False
-    begin, end = window
-    return piece.closed_at < end and (piece.delivered_at is None or piece.delivered_at > begin)
+@dataclass(frozen=True)
+class Window:
+    """The outage, in seconds since 1970, and when the relay noticed its end: the first delivery after it."""
+
+    begin: float
+    end: float
+    noticed: float
+
+    @classmethod
+    def of(cls, outage: tuple[float, float], pieces: Sequence[Piece]) -> Self:
+        """Find out when its end was noticed."""
+        begin, end = outage
+        after = [at for piece in pieces if (at := piece.delivered_at) is not None and at >= end]
+        return cls(begin, end, min(after, default=math.inf))
+
+    def delayed(self, piece: Piece) -> bool:
+        """Tell whether a segment was owed while the cloud was out, or waited until that was noticed."""
+        delivered_at = math.inf if piece.delivered_at is None else piece.delivered_at
+        was_owed = piece.closed_at < self.end and delivered_at > self.begin
+        has_waited = piece.closed_at < self.noticed < delivered_at and delivered_at > self.end
+        return was_owed or has_waited
 
 
-def waits(pieces: Sequence[Piece], window: tuple[float, float] | None) -> tuple[Wait, ...]:
-    """Return how long each delivered segment waited."""
+def waits(pieces: Sequence[Piece], outage: tuple[float, float] | None) -> tuple[Wait, ...]:
+    """Return how long each delivered segment waited, and whether the outage was why."""
+    window = Window.of(outage, pieces) if outage else None
     return tuple(
-        Wait(piece.sequence, piece.wait, is_touched(piece, window))
+        Wait(piece.sequence, piece.wait, in_outage=window is not None and window.delayed(piece))
         for piece in pieces
         if piece.wait is not None
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 FPS = 25
 SEGMENT_SECONDS = 2
+SERVICES = ("beat", "broker", "worker")
 EXIT_FAILED = 1
 _MOST_NAMED = 6
 
@@ -37,7 +38,8 @@ class Result:
     """Everything that is known after a run. Sequence numbers stand in the order they were found in.
 
     `captured` and `delivered` are the journal's, `stored` is the ingest's. `alone` holds the decoded
-    segments by sequence. `outage_hits` counts uploads that the outage answered with an error.
+    segments by sequence. `services` were seen running. `outage_hits` counts the uploads that the outage
+    turned away.
     """
 
     seconds: int
@@ -63,6 +65,7 @@ class Result:
     waits: tuple[Wait, ...] = ()
     registered: bool = False
     ended: bool = False
+    services: tuple[str, ...] = ()
     left_running: tuple[str, ...] = ()
     trouble: str = ""
 
@@ -202,8 +205,10 @@ def check_announced(result: Result) -> Finding:
 
 
 def check_processes(result: Result) -> Finding:
-    """ffmpeg, worker, beat and broker are gone."""
-    return Finding("processes left", str(len(result.left_running)), _some(result.left_running))
+    """Broker, worker and beat were there, and they and ffmpeg are gone."""
+    unseen = sorted(set(SERVICES) - set(result.services))
+    problem = f"never seen running: {', '.join(unseen)}" if unseen else _some(result.left_running)
+    return Finding("processes left", str(len(result.left_running)), problem)
 
 
 CHECKS: tuple[Callable[[Result], Finding], ...] = (
@@ -247,13 +252,13 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 def figures(result: Result) -> list[Finding]:
     """Return what was measured and is not judged: close-to-confirmed, without and with the outage."""
     found = []
-    for name, in_outage in (("confirmed, cloud up", False), ("confirmed, outage", True)):
+    for name, in_outage in (("close-to-confirmed", False), ("... with the outage", True)):
         waits = [wait.seconds for wait in result.waits if wait.in_outage is in_outage]
         half, most = percentile(waits, 0.5), percentile(waits, 0.95)
         if half is None or most is None:
             text = "no segment"
         else:
-            text = f"p50 {duration(half)}, p95 {duration(most)} after closing  ({len(waits)} segments)"
+            text = f"p50 {duration(half)}, p95 {duration(most)}  ({count(len(waits), 'segment')})"
         found.append(Finding(name, text))
     return found
 
@@ -264,6 +269,7 @@ def duration(seconds: float) -> str:
 
 
 def megabytes(size: int) -> str:
+    """Return bytes as people read them."""
     return f"{size / 1e6:.1f} MB"
 
 

@@ -125,6 +125,19 @@ def capture_command(
     return Command(argv, _script(source, options))
 
 
+def probe_command(ffmpeg: str, source: Source) -> Command:
+    """Return the command that reads one packet of video, and succeeds if there is one."""
+    options = CaptureOptions(segment_seconds=1.0, realtime=False)
+    argv = [
+        *(ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+warning"),
+        *_input(source, options, sys.platform),
+        *("-map", "0:v:0", "-c:v", "copy", "-frames:v", "1"),
+        # Without it a file that ends before its first frame would pass.
+        *("-abort_on", "empty_output", "-f", "null", "-"),
+    ]
+    return Command(argv, _script(source, options))
+
+
 def _input(source: Source, options: CaptureOptions, platform: str) -> list[str]:
     match source.kind:
         case SourceKind.TEST:

@@ -141,7 +141,25 @@ def publish(app: Celery, message: Message) -> None:
     app.send_task(message.task, args=list(message.args), queue=message.queue, **message.options)
 
 
+def hint(app: Celery, message: Message) -> None:
+    """Publish a message that only makes something happen sooner; a broker that is away loses just that."""
+    try:
+        publish(app, message)
+    except (OperationalError, OSError) as error:
+        log.debug("hint_lost", task=message.task, reason=type(error).__name__)
+
+
 def waiting(app: Celery, queue: str) -> int:
     """Return how many messages wait in a queue; those being worked on are not among them."""
     with app.connection_for_write() as connection:
         return int(connection.default_channel.client.llen(queue))  # type: ignore[attr-defined]
+
+
+def publish_once(settings: Settings, message: Message) -> str | None:
+    """Publish one message from a command; return what kept it from the broker, if anything did."""
+    try:
+        with publisher_app(settings) as app:
+            publish(app, message)
+    except (OperationalError, OSError) as error:
+        return type(error).__name__
+    return None

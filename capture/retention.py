@@ -4,8 +4,8 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-SMALLEST_MIN_FREE = 100_000_000
-SMALLEST_MIN_FREE_SHARE = 0.05
+LARGEST_MIN_FREE = 100_000_000
+LARGEST_MIN_FREE_SHARE = 0.05
 # Drop a little more than needed: each look at a large spool then pays for many drops.
 SLACK_SHARE = 0.01
 
@@ -30,7 +30,7 @@ class Room:
 
 def default_min_free(total: int) -> int:
     """Return how much of a file system of `total` bytes stays free unless a setting says otherwise."""
-    return min(SMALLEST_MIN_FREE, int(total * SMALLEST_MIN_FREE_SHARE))
+    return min(LARGEST_MIN_FREE, int(total * LARGEST_MIN_FREE_SHARE))
 
 
 def excess(room: Room, *, max_bytes: int | None, min_free: int) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from capture.outcome import attempt_seconds
 from capture.settings import Settings
 from capture.spool import Spool
 from capture.stack import Stack
+from capture.words import many
 
 TICK_SECONDS = 0.2
 REMIND_SECONDS = 3.0
@@ -34,6 +35,7 @@ class StopSignals:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._name = ""
+        self.asked_at = 0.0  # monotonic seconds
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -44,7 +46,7 @@ class StopSignals:
             # All children are on a leash: they go with us. What was open is salvaged at the next start.
             os._exit(OwedError.exit_code)
         self._name = signal.Signals(number).name
-        self._asked.set()
+        self.ask()
 
     @property
     def name(self) -> str:
@@ -55,6 +57,7 @@ class StopSignals:
 
     def ask(self) -> None:
         """Ask for a stop without a signal."""
+        self.asked_at = time.monotonic()
         self._asked.set()
 
     def wait(self, seconds: float) -> bool:
@@ -84,10 +87,12 @@ def live(
         agent.stop()
         if advice is None:
             advice = _drain(agent, stack, settings, signals, on_tick)
+        if stack is not None:
+            stack.ask_to_stop()
         agent.close()
     finally:
         if stack is not None:
-            stack.stop()
+            stack.stop(idle=agent.is_settled())
     return _conclude(agent, spool, advice)
 
 
@@ -121,11 +126,15 @@ def _drain(
     if not by_signal:
         patience += attempt_seconds(settings.ingest, _LONGEST_ATTEMPT_BYTES)
     owed = agent.owed()
-    deadline = time.monotonic() + patience
+    # What ffmpeg took to finish counts, so that a stop is bounded as a whole.
+    deadline = signals.asked_at + patience if by_signal else time.monotonic() + patience
     remind_at = time.monotonic()
     while not agent.is_settled() and time.monotonic() < deadline:
+        left = agent.owed()
+        if left == 0 < owed:  # now the sessions can be ended
+            remind_at = time.monotonic()
         if not by_signal and signals.is_asked():
-            by_signal, deadline = True, time.monotonic() + settings.drain_timeout
+            by_signal, deadline = True, signals.asked_at + settings.drain_timeout
         if time.monotonic() >= remind_at:
             agent.remind()
             remind_at = time.monotonic() + REMIND_SECONDS
@@ -133,8 +142,9 @@ def _drain(
             stack.check()
         if (advice := agent.refusal()) is not None:
             return advice
-        if not by_signal and (left := agent.owed()) < owed:
-            owed, deadline = left, time.monotonic() + patience
+        if not by_signal and left < owed:
+            deadline = time.monotonic() + patience
+        owed = left
         on_tick()
         time.sleep(TICK_SECONDS / 2)
     return None
@@ -143,13 +153,13 @@ def _drain(
 def _conclude(agent: Agent, spool: Spool, advice: str | None) -> int:
     owed = agent.owed()
     if advice is not None:
-        raise RefusedError(f"{advice}; {owed} segments wait in {spool.root}")
+        raise RefusedError(f"{advice}; {many(owed, 'segment')} waiting in {spool.root}")
     errors: list[RelayError] = agent.errors()
     if errors:
         raise errors[0]
     if owed:
         raise OwedError(
-            f"stopped with {owed} segments still owed, in {spool.root}; "
+            f"stopped with {many(owed, 'segment')} still owed, in {spool.root}; "
             "start again with the same --spool to send them"
         )
     if rejected := agent.rejected():

@@ -98,13 +98,18 @@ class Session:
         assert lock is not None  # noqa: S101 - the name is new: nobody else can hold it
         return cls(spool, name, lock, info)
 
-    def close_segment(self, sequence: int, start: datetime, duration: float) -> Owed:
+    def close_segment(self, sequence: int, start: datetime, duration: float) -> Owed | None:
         """Make a finished segment durable and owed: fsync, rename, fsync directory, journal.
 
-        `duration` in seconds. Raises OSError; whatever fails, the file is still there, open or owed.
+        `duration` in seconds. Returns None for an empty one: on a full disk ffmpeg also reports what it
+        could not write. Raises OSError; whatever fails, the file is still there, open or owed.
         """
-        name = SegmentName.of(sequence, start, duration)
-        return self._publish(self.open_directory / open_name(sequence), name, Event.CLOSED)
+        path = self.open_directory / open_name(sequence)
+        size = path.stat().st_size
+        if size == 0 or (size != mpegts.whole_packets(size) and mpegts.trim(path) == 0):
+            path.unlink()
+            return None
+        return self._publish(path, SegmentName.of(sequence, start, duration), Event.CLOSED)
 
     def salvage(self) -> list[Owed]:
         """Close what a dead ffmpeg left open, cut to whole packets; remove what holds no packet."""

@@ -146,6 +146,14 @@ class Spool:
         """Return session.json, or an empty table where it is missing or damaged."""
         return read_json(self.session_path(session) / SESSION_FILE)
 
+    def has_segments(self, session: SessionName) -> bool:
+        """Tell whether a session owes anything; stops at the first."""
+        try:
+            with os.scandir(self.session_path(session)) as entries:
+                return any(looks_closed(entry.name) for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def keep_ballast(self) -> None:
         """Keep a little room aside, for the journal's last words on a full disk."""
         ballast = self.state / BALLAST

@@ -18,6 +18,7 @@ from capture.supervision import Ladder, State
 
 WORKER_GRACE_SECONDS = 1.5
 OTHER_GRACE_SECONDS = 0.5
+IDLE_GRACE_SECONDS = 0.2
 
 log = structlog.get_logger()
 
@@ -162,17 +163,20 @@ class Stack:
             self._broker_again_at = None
             log.info("service_started", service="broker")
 
-    def stop(self) -> None:
-        """Stop all, the broker last; at most a few seconds.
+    def ask_to_stop(self) -> None:
+        """Ask all but the broker; returns at once."""
+        for service in self._services.values():
+            service.ask_to_stop()
+
+    def stop(self, *, idle: bool = False) -> None:
+        """Stop all, the broker last; at most a few seconds, and at once when the worker is `idle`.
 
         The worker is asked first and killed soon: what it has in hand is still in the spool.
         """
+        self.ask_to_stop()
+        until = time.monotonic() + (IDLE_GRACE_SECONDS if idle else WORKER_GRACE_SECONDS)
         for service in self._services.values():
-            service.ask_to_stop()
-        grace = WORKER_GRACE_SECONDS
-        for service in self._services.values():
-            service.stop(grace)
-            grace = OTHER_GRACE_SECONDS
+            service.stop(max(0.0, until - time.monotonic()))
         if self._broker is not None and self._broker.pid is not None:
             self._broker.stop(grace=OTHER_GRACE_SECONDS)
 

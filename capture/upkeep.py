@@ -23,6 +23,7 @@ from capture.spool import REJECTED, Debt, Spool, is_full, read_json, write_json
 
 REGISTERED_NOTE = ".registered.json"
 ENDED_NOTE = ".stream-ended.json"
+RECOVERY_FILE = "recover.json"
 SMALLEST_WINDOW = 4
 LARGEST_WINDOW = 256
 MESSAGE_LIFE_SECONDS = 60.0
@@ -83,7 +84,7 @@ def is_over(spool: Spool, name: SessionName) -> bool:
     """Tell whether a session has ended and owes nothing."""
     return (
         spool.session_info(name).get("ended_at") is not None
-        and not spool.count_segments(name)
+        and not spool.has_segments(name)
         and not spool.open_segments(name)
     )
 
@@ -166,7 +167,7 @@ class Recovery:
 
     @classmethod
     def load(cls, spool: Spool, *, recover_after: float) -> Self:
-        state = read_json(spool.state / "recover.json")
+        state = read_json(spool.state / RECOVERY_FILE)
         sent = state.get("sent")
         window = state.get("window")
         return cls(
@@ -216,7 +217,7 @@ class Recovery:
     def save(self, picked: Sequence[Picked]) -> None:
         now = self.spool.clock.time()
         self.sent |= {_key(p.debt): now for p in picked}
-        write_json(self.spool.state / "recover.json", {"window": self.window, "sent": self.sent})
+        write_json(self.spool.state / RECOVERY_FILE, {"window": self.window, "sent": self.sent})
 
     def _exists(self, key: str) -> bool:
         session, _, segment = key.partition("/")
@@ -323,6 +324,8 @@ def requeue_rejected(spool: Spool, camera: str | None = None) -> int:
                 name.camera, Event.REQUEUED, durable=True, session=str(name), segment=str(segment)
             )
             count += 1
+    if count:  # recover must not take them for those it has just sent messages for
+        (spool.state / RECOVERY_FILE).unlink(missing_ok=True)
     return count
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 from celery import Celery, Task
 from celery.exceptions import CPendingDeprecationWarning, Reject, Retry, SecurityWarning
-from celery.signals import setup_logging
+from celery.signals import celeryd_after_setup, setup_logging
 
 from capture.errors import ConfigError, RelayError
 from capture.handoff import configure
@@ -31,12 +31,19 @@ def _settings() -> Settings:
 
 # It warns that a worker run by root would unpickle as root; ours reads JSON alone.
 warnings.filterwarnings("ignore", category=SecurityWarning)
-# At every lost connection it explains a setting that celeryconfig.py sets on purpose.
-warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 kombu_guard.install()
 settings = _settings()
 app = Celery("relay-capture")
 configure(app, settings)
+
+
+@celeryd_after_setup.connect
+def _spare_the_lecture(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
+    """At every lost connection Celery explains a setting that celeryconfig.py sets on purpose.
+
+    Only here, because Celery's own set-up shows all warnings again.
+    """
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
 @setup_logging.connect

@@ -86,7 +86,7 @@ def _tell(worker: Worker, name: SessionName, file: str, request: Callable[[str],
         if not admission.may_try:
             return f"not now: {admission.verdict}"
         outcome = request(token)
-        worker.gate.report(outcome, token)
+        worker.report(outcome, token)
     if outcome.kind is Kind.TRANSIENT:
         raise TransientError(outcome.reason, outcome.retry_after)
     if outcome.kind is Kind.FATAL:

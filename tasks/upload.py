@@ -6,11 +6,22 @@ import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 
 from capture.claim import Claim, HostileNameError, claim, parse_names
-from capture.gate import Change, Verdict
-from capture.handoff import BACKLOG, RECOVER, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, publish, waiting
+from capture.gate import Verdict
+from capture.handoff import (
+    BACKLOG,
+    END_SESSION,
+    RECOVER,
+    UPLOAD_BATCH,
+    UPLOAD_SEGMENT,
+    Message,
+    hint,
+    waiting,
+)
 from capture.ingest import deadline_passed
 from capture.outcome import Kind, Outcome
+from capture.segment import SessionName
 from capture.spool import REFUSED_FILE, write_json
+from capture.upkeep import is_over
 from tasks.celery import (
     RefusedByCloudError,
     RejectedByCloudError,
@@ -55,7 +66,7 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
             return f"sent {sent} of {len(items)}; the rest stays owed: {outcome.reason}"
         sent += outcome.kind is Kind.OK
     if sent and not waiting(app, BACKLOG):
-        publish(app, Message(RECOVER, (True,)))  # the next window, without waiting for beat
+        hint(app, Message(RECOVER, (True,)))  # the next window, without waiting for beat
     return f"sent {sent} of {len(items)}"
 
 
@@ -71,7 +82,16 @@ def _upload(worker: Worker, session: str, segment: str, *, attempt: int) -> Outc
     with found:
         if found.finish_delivered():
             return "already delivered"
-        return _attempt(worker, found, attempt)
+        outcome = _attempt(worker, found, attempt)
+    if not isinstance(outcome, str):
+        _end_if_over(worker, names[0])
+    return outcome
+
+
+def _end_if_over(worker: Worker, session: SessionName) -> None:
+    """Have the stream ended as soon as the last segment of an ended session is gone."""
+    if is_over(worker.spool, session):
+        hint(app, Message(END_SESSION, (str(session),)))
 
 
 def _hostile(reason: str) -> str:
@@ -94,16 +114,8 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
             worker.drop_client()
             outcome, sha256 = deadline_passed(), ""
         _settle(worker, claimed, outcome, sha256, attempt)
-        _tell_others(worker.gate.report(outcome, token), outcome)
+        worker.report(outcome, token)
     return outcome
-
-
-def _tell_others(change: Change, outcome: Outcome) -> None:
-    if change is Change.DOWN:
-        log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
-    elif change is Change.UP:
-        log.info("ingest_reachable")
-        publish(app, Message(RECOVER, (True,)))
 
 
 def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:
@@ -112,6 +124,7 @@ def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attem
     if outcome.kind is Kind.OK:
         claimed.delivered(sha256=sha256, status=outcome.status, attempts=attempt)
         worker.spool.clear_rejects(claimed.session.camera)
+        (worker.spool.session_path(claimed.session) / REFUSED_FILE).unlink(missing_ok=True)
     elif outcome.kind is Kind.REJECTED:
         claimed.rejected(status=outcome.status, reason=outcome.reason)
         in_a_row = worker.spool.count_reject(claimed.session.camera)

@@ -9,11 +9,13 @@ import ssl
 
 import structlog
 
-from capture.gate import Gate
+from capture.gate import Change, Gate
+from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
+from capture.outcome import Outcome
 from capture.settings import Settings, read_token
 from capture.spool import Spool
-from tasks.celery import settings
+from tasks.celery import app, settings
 
 log = structlog.get_logger()
 
@@ -40,6 +42,15 @@ class Worker:
     def drop_client(self) -> None:
         """Forget the client after a time limit fired in it. Not closed: closing could block for ever."""
         self._ingest = None
+
+    def report(self, outcome: Outcome, token: str) -> None:
+        """Tell the gate of an attempt, and everybody of what that changed."""
+        change = self.gate.report(outcome, token)
+        if change is Change.DOWN:
+            log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
+        elif change is Change.UP:
+            log.info("ingest_reachable")
+            hint(app, Message(RECOVER, (True,)))
 
     def token(self) -> str:
         """The token as it stands now."""

@@ -101,6 +101,17 @@ def test_the_file_is_durable_before_it_is_renamed_and_renamed_before_it_is_journ
     assert steps == [str(session.open_directory / "00000001.ts"), str(session.path), "journal"]
 
 
+def test_what_ffmpeg_could_not_write_on_a_full_disk_is_not_owed(spool):
+    with start_session(spool) as session:
+        assert add_segment(session, 1, b"") is None
+        assert add_segment(session, 2, PACKET[:90]) is None
+        cut = add_segment(session, 3, PACKET * 5 + PACKET[:90])
+    assert cut.size == 5 * 188
+    assert spool.segments(session.name) == [cut.segment]
+    assert spool.open_segments(session.name) == []
+    assert events(spool) == [(Event.CLOSED, str(cut.segment))]
+
+
 def test_a_segment_never_takes_the_place_of_another(spool):
     with start_session(spool) as session:
         owed = add_segment(session, 1)

@@ -1,0 +1,355 @@
+"""What the spool, the journal's last minutes and the broker say about how things are. Asks no cloud."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from capture.broker import queue_lengths, shown_url
+from capture.broker_note import with_broker_of
+from capture.errors import ConfigError
+from capture.gate import FAILURES_TO_OPEN, Gate
+from capture.handoff import BACKLOG, LIVE
+from capture.journal import Entry, Event, parse_entry
+from capture.segment import SegmentName, SessionName, rfc3339
+from capture.settings import Settings, read_token
+from capture.source import redact
+from capture.spool import REJECTED, SESSION_LOCK, Spool, read_json
+
+WINDOW_SECONDS = 300.0
+TAIL_BYTES = 256 * 1024  # of a camera's journal: about a thousand lines
+SHORTEST_SPAN = 10.0
+
+State = Literal["recording", "ended", "interrupted", "never ran"]
+
+
+@dataclass(frozen=True)
+class CameraStatus:
+    """One camera. Ages and times in seconds; None where there is nothing to measure."""
+
+    id: str
+    configured: bool
+    state: State
+    sessions: int = 0
+    newest_segment_end: str | None = None
+    newest_segment_age: float | None = None
+    owed: int = 0
+    owed_bytes: int = 0
+    oldest_owed_age: float | None = None
+    rejected: int = 0
+    closed_bytes_per_second: float = 0.0
+    delivered_bytes_per_second: float = 0.0
+    last_delivered_age: float | None = None
+
+
+@dataclass(frozen=True)
+class BrokerStatus:
+    """The broker: where, whether it answers, and how many messages wait in each queue."""
+
+    url: str
+    reachable: bool
+    queues: Mapping[str, int] = field(default_factory=dict)
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class IngestStatus:
+    """What the workers found out about the cloud: `state`, since when, why, and what to do about it."""
+
+    state: Literal["ok", "failing", "down", "refused", "unknown"]
+    since: str | None = None
+    reason: str | None = None
+    advice: str | None = None
+    failures_in_a_row: int = 0
+    last_delivered_age: float | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Everything. Its JSON is this, field by field, and `"format": 1`; fields are added, never renamed.
+
+    ``drain_seconds`` is the time until nothing is owed at the rates of the last minutes, None when the debt
+    does not shrink. ``full_in_seconds`` is the time until the disk is full at those rates, None when it does
+    not fill up; ``full_in_seconds_without_uploads`` is the same if from now on nothing were delivered.
+    """
+
+    time: str
+    spool: str
+    free_bytes: int
+    total_bytes: int
+    owed: int
+    owed_bytes: int
+    rejected: int
+    drain_seconds: float | None
+    full_in_seconds: float | None
+    full_in_seconds_without_uploads: float | None
+    broker: BrokerStatus
+    ingest: IngestStatus
+    cameras: tuple[CameraStatus, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"format": 1, **asdict(self)}
+
+
+def read_status(spool: Spool, settings: Settings) -> Status:
+    """Look once. Raises OSError when the spool cannot be read."""
+    sessions: dict[str, list[SessionName]] = {}
+    for name in spool.sessions():
+        sessions.setdefault(name.camera, []).append(name)
+    ids = sorted({*sessions, *settings.cameras, *spool.journal.cameras()})
+    cameras = tuple(_camera(spool, settings, each, sessions.get(each, [])) for each in ids)
+    closed = sum(camera.closed_bytes_per_second for camera in cameras)
+    delivered = sum(camera.delivered_bytes_per_second for camera in cameras)
+    owed_bytes = sum(camera.owed_bytes for camera in cameras)
+    disk = shutil.disk_usage(spool.root)
+    return Status(
+        time=rfc3339(spool.clock.now()),
+        spool=str(spool.root),
+        free_bytes=disk.free,
+        total_bytes=disk.total,
+        owed=sum(camera.owed for camera in cameras),
+        owed_bytes=owed_bytes,
+        rejected=sum(camera.rejected for camera in cameras),
+        drain_seconds=_time_for(owed_bytes, delivered - closed),
+        full_in_seconds=_time_for(disk.free, closed - delivered),
+        full_in_seconds_without_uploads=_time_for(disk.free, closed),
+        broker=_broker(with_broker_of(spool, settings), is_set="url" in settings.broker.model_fields_set),
+        ingest=_ingest(spool, settings, cameras),
+        cameras=cameras,
+    )
+
+
+def _time_for(amount: float, rate: float) -> float | None:
+    """Return the seconds that an amount takes; 0 for no amount, None at a rate that gets nowhere."""
+    if amount == 0:
+        return 0.0
+    return round(amount / rate, 1) if rate >= 1 else None
+
+
+# --- cameras ---------------------------------------------------------------------------------------
+
+
+def _camera(spool: Spool, settings: Settings, camera: str, sessions: list[SessionName]) -> CameraStatus:
+    now = spool.clock.now()
+    recent = read_recent(spool.journal.directory / camera, now)
+    debt = _debt(spool, sessions)
+    ends = [debt.newest] if debt.newest else []
+    ends += [recent.last_closed.end] if recent.last_closed else []
+    return CameraStatus(
+        camera,
+        configured=camera in settings.cameras,
+        state=_state(spool, sessions, has_history=recent.last_closed is not None),
+        sessions=len(sessions),
+        newest_segment_end=rfc3339(max(ends)) if ends else None,
+        newest_segment_age=_age(now, max(ends, default=None)),
+        owed=debt.count,
+        owed_bytes=debt.bytes,
+        oldest_owed_age=_age(now, debt.oldest),
+        rejected=sum(len(spool.segments(name, REJECTED)) for name in sessions),
+        closed_bytes_per_second=recent.closed_bytes_per_second,
+        delivered_bytes_per_second=recent.delivered_bytes_per_second,
+        last_delivered_age=_age(now, recent.last_delivered),
+    )
+
+
+@dataclass
+class _Debt:
+    count: int = 0
+    bytes: int = 0
+    oldest: datetime | None = None
+    newest: datetime | None = None
+
+
+def _debt(spool: Spool, sessions: list[SessionName]) -> _Debt:
+    """Add up what a camera owes; an empty file was delivered (see `capture.claim`)."""
+    debt = _Debt()
+    for session in sessions:
+        path = spool.session_path(session)
+        for segment in spool.segments(session):
+            with contextlib.suppress(FileNotFoundError):
+                size = (path / str(segment)).lstat().st_size
+                if size:
+                    debt.count += 1
+                    debt.bytes += size
+                    debt.oldest = min(debt.oldest or segment.end, segment.end)
+                    debt.newest = max(debt.newest or segment.end, segment.end)
+    return debt
+
+
+def _age(now: datetime, moment: datetime | None) -> float | None:
+    return None if moment is None else round(max(0.0, (now - moment).total_seconds()), 3)
+
+
+def _state(spool: Spool, sessions: list[SessionName], *, has_history: bool) -> State:
+    if not sessions:
+        return "ended" if has_history else "never ran"
+    infos = [(name, spool.session_info(name)) for name in sessions]
+    if any(info.get("ended_at") is None and _lives(spool, name, info) for name, info in infos):
+        return "recording"
+    return "ended" if all(info.get("ended_at") is not None for _, info in infos) else "interrupted"
+
+
+def _lives(spool: Spool, name: SessionName, info: Mapping[str, Any]) -> bool:
+    """Tell whether a session's agent or ffmpeg lives: by its lock, which reaches as far as this host."""
+    path = spool.session_path(name)
+    try:
+        if info.get("host") != socket.gethostname():
+            seconds = info.get("segment_seconds")
+            length = float(seconds) if isinstance(seconds, int | float) else 10.0
+            return spool.clock.time() - path.lstat().st_mtime < max(60.0, 5 * length)
+        descriptor = os.open(path / SESSION_LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+# --- the journal's last minutes --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recent:
+    """What the end of a camera's journal tells."""
+
+    last_closed: SegmentName | None
+    last_delivered: datetime | None
+    closed_bytes_per_second: float
+    delivered_bytes_per_second: float
+
+
+def read_recent(directory: Path, now: datetime) -> Recent:
+    """Read the last lines of a camera's two newest journal files: never more than twice `TAIL_BYTES`."""
+    paths = sorted(directory.glob("????-??-??.jsonl"))[-2:]
+    return summarise(chain.from_iterable(map(_tail, paths)), now)
+
+
+def summarise(entries: Iterator[Entry], now: datetime) -> Recent:
+    """Return the last segments and the rates over `WINDOW_SECONDS`, or over what the entries span. Pure."""
+    sums = {"closed": 0, "delivered": 0}
+    last_closed: SegmentName | None = None
+    last_delivered: datetime | None = None
+    span = 0.0
+    for entry in entries:
+        moment = _moment(entry)
+        if entry.event is None or moment is None:
+            continue
+        age = (now - moment).total_seconds()
+        in_window = age <= WINDOW_SECONDS
+        span = max(span, min(age, WINDOW_SECONDS))
+        size = entry.fields.get("bytes")
+        size = size if in_window and isinstance(size, int) else 0
+        if entry.event in {Event.CLOSED, Event.RECOVERED}:
+            last_closed = SegmentName.parse(str(entry.fields.get("segment"))) or last_closed
+            sums["closed"] += size
+        elif entry.event is Event.DELIVERED:
+            last_delivered = moment
+            sums["delivered"] += size
+    rates = {key: round(value / max(span, SHORTEST_SPAN), 1) for key, value in sums.items()}
+    return Recent(last_closed, last_delivered, rates["closed"], rates["delivered"])
+
+
+def _tail(path: Path) -> Iterator[Entry]:
+    try:
+        with path.open("rb") as file:
+            start = max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES)
+            file.seek(start)
+            lines = file.read(TAIL_BYTES).split(b"\n")
+    except FileNotFoundError:
+        return
+    for number, line in enumerate(lines[1:] if start else lines):
+        if line:
+            yield parse_entry(line, path, number)
+
+
+def _moment(entry: Entry) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(str(entry.fields.get("t")))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
+# --- the others ------------------------------------------------------------------------------------
+
+
+def _broker(settings: Settings, *, is_set: bool) -> BrokerStatus:
+    url = settings.broker.url.get_secret_value()
+    try:
+        queues = queue_lengths(url, [LIVE, BACKLOG], settings.broker.key_prefix, timeout=1.0)
+    except ConfigError as error:
+        reason = redact(str(error), settings.secrets())
+        if not is_set:
+            reason = f"no broker is set, `up` does not run here with this spool, and {_shown(url)} is silent"
+        return BrokerStatus(redact(_shown(url), settings.secrets()), reachable=False, reason=reason)
+    return BrokerStatus(shown_url(url), reachable=True, queues=queues)
+
+
+def _shown(url: str) -> str:
+    try:
+        return shown_url(url)
+    except ConfigError:
+        return "(malformed)"
+
+
+def _ingest(spool: Spool, settings: Settings, cameras: tuple[CameraStatus, ...]) -> IngestStatus:
+    ages = [camera.last_delivered_age for camera in cameras if camera.last_delivered_age is not None]
+    last = min(ages, default=None)
+    refusal = _refusal(spool, settings, last)
+    if refusal is not None:
+        since, reason, advice = (_text(refusal.get(key)) for key in ("time", "reason", "advice"))
+        return IngestStatus("refused", since, reason, advice, last_delivered_age=last)
+    outage = Gate(spool, settings.ingest).outage()
+    failures = outage.get("failures")
+    failures = failures if isinstance(failures, int) else 0
+    if failures:
+        since, reason = _text(outage.get("since")), _text(outage.get("reason"))
+        state: Literal["down", "failing"] = "down" if failures >= FAILURES_TO_OPEN else "failing"
+        return IngestStatus(state, since, reason, None, failures, last)
+    return IngestStatus("unknown" if last is None else "ok", last_delivered_age=last)
+
+
+def _refusal(spool: Spool, settings: Settings, last_delivered_age: float | None) -> dict[str, Any] | None:
+    """Return the note about a refused token: of ours if we know it, else of the last one that was refused.
+
+    A delivery since then means that another token took its place.
+    """
+    try:
+        return Gate(spool, settings.ingest).refusal(read_token(settings.ingest))
+    except ConfigError:
+        notes = [(_mtime(path), read_json(path)) for path in spool.state.glob("refused-*.json")]
+    when, note = max(notes, key=lambda pair: pair[0], default=(0.0, {}))
+    if last_delivered_age is not None and spool.clock.time() - last_delivered_age > when:
+        return None
+    return note or None
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def watch(look: Callable[[], None], seconds: float) -> None:
+    """Look again and again, until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            look()
+            time.sleep(seconds)

@@ -1,0 +1,438 @@
+"""`recover` and `sweep` on real spool directories, with a real broker to publish to."""
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from celery import Celery
+
+import tasks.recover
+import tasks.worker
+from capture.broker import EmbeddedBroker, RuntimeDir
+from capture.claim import claim
+from capture.clock import Clock
+from capture.errors import ConfigError
+from capture.handoff import (
+    BACKLOG,
+    END_SESSION,
+    LIVE,
+    REGISTER_CAMERA,
+    UPLOAD_BATCH,
+    UPLOAD_SEGMENT,
+    configure,
+)
+from capture.journal import Event
+from capture.segment import open_name, rfc3339
+from capture.session import Session, lock_session
+from capture.settings import load_settings
+from capture.sink import Sink
+from capture.source import parse_source
+from capture.spool import MARKER, SESSION_FILE, SESSION_LOCK, Spool, write_json
+from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE
+from tasks.recover import recover
+from tasks.register import end_session
+from tasks.sweep import sweep
+
+HOUR = 3600.0
+TOKEN = "upkeep-token"
+BEGUN = datetime(2026, 11, 23, 21, 11, 31, 120000, tzinfo=UTC)
+PACKETS = (b"\x47" + bytes(187)) * 3
+
+
+class FixedClock(Clock):
+    """Stands still at a wall time, so that sessions are named in a known order."""
+
+    def __init__(self, now):
+        self._now = now
+
+    def now(self):
+        return self._now
+
+    def time(self):
+        return self._now.timestamp()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with RuntimeDir(tmp_path_factory.mktemp("r")) as directory:
+        embedded = EmbeddedBroker(directory.path)
+        embedded.start()
+        yield embedded
+        embedded.stop()
+
+
+@pytest.fixture
+def broker(server):
+    with redis.Redis(unix_socket_path=str(server.socket), socket_timeout=5) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def sink(tmp_path):
+    with Sink(tmp_path / "sink", token=TOKEN) as sink:
+        yield sink
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool.open(tmp_path / "spool", create=True)
+
+
+@pytest.fixture(autouse=True)
+def _worker(spool, server, sink, monkeypatch):
+    """Make this process the worker of `spool`, as a child that was just forked would be."""
+    environment = {
+        "RELAY_CLOUD": sink.url,
+        "RELAY_TOKEN": TOKEN,
+        "RELAY_SPOOL": str(spool.root),
+        "RELAY_BROKER": server.url,
+    }
+    settings = load_settings(environ=environment)
+    app = Celery("upkeep", set_as_current=False)
+    configure(app, settings)
+    monkeypatch.setattr(tasks.worker, "settings", settings)
+    monkeypatch.setattr(tasks.worker, "_this_process", tasks.worker._PerProcess())
+    monkeypatch.setattr(tasks.recover, "app", app)
+    yield
+    tasks.worker.this_worker().ingest.close()
+    app.close()
+
+
+def new_session(spool, camera="gate", *, begun=BEGUN):
+    """Start a session at a given time; it lives until its context ends."""
+    then = Spool(spool.root, spool.id, FixedClock(begun))
+    return Session.start(then, camera, display_name=camera, source=parse_source("test:"), segment_seconds=10)
+
+
+def write_open(session, sequence, content=PACKETS):
+    (session.open_directory / open_name(sequence)).write_bytes(content)
+
+
+def close_segments(session, count):
+    for number in range(1, count + 1):
+        write_open(session, number)
+        session.close_segment(number, BEGUN + timedelta(seconds=10 * number), 10.0)
+
+
+def past_session(spool, camera="gate", *, owes=0, begun=BEGUN, age=HOUR):
+    """Leave a session that ended `age` seconds ago; return its name."""
+    with new_session(spool, camera, begun=begun) as session:
+        close_segments(session, owes)
+        session.end()
+    make_older(session.path, age)
+    return session.name
+
+
+def make_older(path, age):
+    moment = spool_time() - age
+    for entry in [*path.rglob("*"), path]:
+        os.utime(entry, (moment, moment))
+
+
+def spool_time():
+    return Clock().time()
+
+
+def messages(broker, queue):
+    """Return the task names and first arguments that wait in a queue, oldest first."""
+    found = []
+    for raw in reversed(broker.lrange(queue, 0, -1)):
+        message = json.loads(raw)
+        args, _, _ = json.loads(base64.b64decode(message["body"]))
+        found.append((message["headers"]["task"], args))
+    return found
+
+
+def uploads(broker, queue=BACKLOG):
+    """Return the camera and sequence of every segment that has a message."""
+    found = []
+    for task, args in messages(broker, queue):
+        if task == UPLOAD_BATCH:
+            found += args[0]
+        elif task == UPLOAD_SEGMENT:
+            found.append(args)
+    return [(session.split("-")[2], int(segment.partition("_")[0])) for session, segment in found]
+
+
+def events(spool, camera="gate"):
+    return [entry.event for entry in spool.journal.read(camera)]
+
+
+# --- sweep -----------------------------------------------------------------------------------------
+
+
+def test_a_session_that_owes_nothing_and_is_older_than_an_hour_is_swept(spool):
+    name = past_session(spool, age=HOUR + 60)
+    (spool.state / f"asked-{name}{ENDED_NOTE}").touch()
+    assert sweep() == "removed 1 session directories"
+    assert spool.sessions() == []
+    assert list(spool.state.glob("asked-*")) == []
+
+
+def test_a_younger_one_is_kept(spool):
+    name = past_session(spool, age=HOUR - 60)
+    assert sweep() == "removed 0 session directories"
+    assert spool.sessions() == [name]
+
+
+def test_one_young_entry_keeps_an_old_directory(spool):
+    name = past_session(spool, age=HOUR + 60)
+    write_json(spool.session_path(name) / ENDED_NOTE, {})
+    assert sweep() == "removed 0 session directories"
+
+
+def test_one_that_still_owes_is_kept_however_old(spool):
+    name = past_session(spool, owes=1, age=100 * 24 * HOUR)
+    sweep()
+    assert (spool.sessions(), spool.owed_count()) == ([name], 1)
+
+
+def test_one_with_an_open_segment_is_kept_for_its_salvage(spool):
+    with new_session(spool) as session:
+        write_open(session, 1)
+    make_older(session.path, 2 * HOUR)
+    sweep()
+    assert spool.open_segments(session.name) == [1]
+
+
+@pytest.mark.parametrize(("age", "kept"), [(2 * HOUR, True), (8 * 24 * HOUR, False)])
+def test_rejected_segments_are_kept_a_week_and_then_dropped_with_a_journal_line(spool, age, kept):
+    name = past_session(spool, owes=1)
+    worker = tasks.worker.this_worker()
+    with claim(worker.spool, name, spool.segments(name)[0]) as claimed:
+        claimed.rejected(status=413, reason="too large")
+    make_older(spool.session_path(name), age)
+    sweep()
+    assert (spool.sessions() == [name]) is kept
+    assert (events(spool)[-1] == Event.DROPPED) is not kept
+
+
+def test_a_live_session_is_kept_however_long_its_camera_was_silent(spool):
+    with new_session(spool) as session:
+        make_older(session.path, 2 * HOUR)
+        assert sweep() == "removed 0 session directories"
+        assert spool.sessions() == [session.name]
+    assert sweep() == "removed 1 session directories"
+
+
+def test_looking_at_a_directory_does_not_make_it_young(spool):
+    name = past_session(spool, age=HOUR + 60)
+    descriptor = lock_session(spool.session_path(name))
+    os.utime(spool.session_path(name) / SESSION_LOCK)
+    assert sweep() == "removed 0 session directories"
+    os.close(descriptor)
+    assert sweep() == "removed 1 session directories"
+
+
+def test_nothing_is_swept_where_the_mount_is_gone(spool):
+    name = past_session(spool, age=2 * HOUR)
+    tasks.worker.this_worker()
+    (spool.root / MARKER).unlink()
+    with pytest.raises(ConfigError, match="not mounted"):
+        sweep()
+    assert spool.sessions() == [name]
+
+
+# --- recover: who gets a message -------------------------------------------------------------------
+
+
+def test_what_is_owed_gets_a_message_on_the_backlog_queue_alone(spool, broker):
+    past_session(spool, owes=3)
+    assert recover() == "sent messages for 3 segments"
+    assert uploads(broker) == [("gate", 1), ("gate", 2), ("gate", 3)]
+    assert uploads(broker, LIVE) == []
+
+
+def test_a_young_segment_is_left_to_its_live_message(spool, broker):
+    past_session(spool, owes=2, age=1.0)
+    assert recover() == "sent messages for 0 segments"
+    assert uploads(broker) == []
+
+
+def test_a_segment_that_is_being_sent_gets_no_message(spool, broker):
+    name = past_session(spool, owes=2)
+    first = spool.session_path(name) / str(spool.segments(name)[0])
+    with first.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        recover()
+    assert uploads(broker) == [("gate", 2)]
+
+
+def test_cameras_take_turns_oldest_first(spool, broker):
+    past_session(spool, "gate", owes=9, begun=BEGUN + timedelta(hours=1))
+    past_session(spool, "gate", owes=1, begun=BEGUN)
+    past_session(spool, "yard", owes=9)
+    first, second = spool.sessions("gate")
+    assert (len(spool.segments(first)), len(spool.segments(second))) == (1, 9)
+    recover()
+    assert uploads(broker) == [("gate", 1), ("yard", 1), ("gate", 1), ("yard", 2)]
+
+
+def test_no_second_window_is_sent_while_the_last_is_not_taken(spool, broker):
+    past_session(spool, owes=9)
+    recover()
+    before = uploads(broker)
+    assert recover() == "the last window is not taken yet"
+    assert uploads(broker) == before
+
+
+def test_a_window_that_was_taken_is_not_sent_again_while_it_may_still_be_worked_on(spool, broker):
+    past_session(spool, owes=9)
+    recover()
+    taken = uploads(broker)
+    broker.delete(BACKLOG)
+    recover()
+    assert set(uploads(broker)).isdisjoint(taken)
+
+
+def test_the_window_doubles_once_the_last_was_delivered(spool, broker):
+    name = past_session(spool, owes=20)
+    recover()
+    taken = uploads(broker)
+    for _, sequence in taken:
+        segment = next(each for each in spool.segments(name) if each.sequence == sequence)
+        (spool.session_path(name) / str(segment)).unlink()
+    broker.delete(BACKLOG)
+    recover()
+    assert (len(taken), len(uploads(broker))) == (4, 8)
+
+
+def test_while_the_cloud_is_down_one_segment_goes_as_a_probe(spool, broker):
+    past_session(spool, owes=9)
+    now = spool_time()
+    write_json(spool.state / "breaker.json", {"failures": 3, "probe_at": now})
+    recover()
+    assert [task for task, _ in messages(broker, BACKLOG)] == [UPLOAD_SEGMENT]
+
+
+def test_nothing_is_sent_with_a_token_that_was_refused(spool, broker):
+    past_session(spool, owes=3)
+    gate = tasks.worker.this_worker().gate
+    write_json(spool.state / f"refused-{gate.token_id(TOKEN)}.json", {"status": 401})
+    assert recover() == "the token is refused: nothing is sent"
+    assert broker.keys() == []
+
+
+def test_only_one_recovers_at_a_time(spool, broker):
+    past_session(spool, owes=3)
+    with (spool.state / "recover.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert recover() == "another worker is at it"
+    assert uploads(broker) == []
+    recover()
+    assert len(uploads(broker)) == 3
+
+
+@pytest.mark.parametrize(
+    "memory", ["", "{", "[]", '{"window": "x", "sent": []}', '{"window": -1, "sent": {"../x": 1}}']
+)
+def test_a_damaged_memory_costs_nothing_but_duplicates(spool, broker, memory):
+    past_session(spool, owes=3)
+    (spool.state / "recover.json").write_text(memory)
+    recover()
+    assert len(uploads(broker)) == 3
+
+
+# --- recover: sessions -----------------------------------------------------------------------------
+
+
+def test_a_dead_session_is_salvaged_and_ended(spool):
+    with new_session(spool) as session:
+        write_open(session, 4, PACKETS + b"\x47half a packet")
+        write_open(session, 5, b"")
+    recover()
+    [segment] = spool.segments(session.name)
+    assert segment.sequence == 4
+    assert (session.path / str(segment)).read_bytes() == PACKETS
+    assert spool.open_segments(session.name) == []
+    assert spool.session_info(session.name)["ended_at"] is not None
+    assert events(spool) == [Event.RECOVERED]
+
+
+def test_a_living_session_is_left_alone(spool):
+    with new_session(spool) as session:
+        write_open(session, 1)
+        recover()
+        assert spool.open_segments(session.name) == [1]
+        assert spool.session_info(session.name)["ended_at"] is None
+
+
+@pytest.mark.parametrize(("age", "salvaged"), [(30, False), (90, True)])
+def test_another_hosts_session_is_salvaged_only_after_a_long_silence(spool, age, salvaged):
+    with new_session(spool) as session:
+        write_open(session, 1)
+        info = spool.session_info(session.name)
+        write_json(session.path / SESSION_FILE, {**info, "host": "elsewhere.test"})
+    make_older(session.path, age)
+    recover()
+    assert (spool.open_segments(session.name) == []) is salvaged
+
+
+def test_a_running_session_is_registered_until_the_cloud_was_told(spool, broker):
+    with new_session(spool) as session:
+        recover()
+        assert messages(broker, LIVE) == [(REGISTER_CAMERA, [str(session.name)])]
+        recover()
+        assert len(messages(broker, LIVE)) == 1
+        broker.flushall()
+        make_asked_older(spool)
+        recover()
+        assert len(messages(broker, LIVE)) == 1
+        broker.flushall()
+        make_asked_older(spool)
+        write_json(session.path / REGISTERED_NOTE, {})
+        recover()
+        assert messages(broker, LIVE) == []
+
+
+def make_asked_older(spool):
+    for note in spool.state.glob("asked-*"):
+        os.utime(note, (0, 0))
+
+
+def test_a_session_that_is_over_is_ended_once_it_owes_nothing(spool, broker):
+    owing = past_session(spool, "yard", owes=1)
+    over = past_session(spool, "gate")
+    recover()
+    assert messages(broker, LIVE) == [(END_SESSION, [str(over)])]
+    assert end_session(str(owing)) == "not yet: the session runs or still owes"
+
+
+def test_the_end_of_a_session_is_told_to_the_cloud(spool, sink):
+    name = past_session(spool)
+    end_session(str(name))
+    assert sink.counters.requests == {("DELETE", 404): 1}
+    assert (spool.session_path(name) / ENDED_NOTE).exists()
+
+
+def test_the_end_of_a_session_is_not_told_while_a_later_one_runs(spool, sink):
+    name = past_session(spool)
+    with new_session(spool, begun=BEGUN + timedelta(hours=1)):
+        assert "a later session" in end_session(str(name))
+    assert sink.counters.requests == {}
+
+
+def test_the_end_is_told_although_an_earlier_session_died_without_a_word(spool, sink):
+    with new_session(spool):
+        pass
+    name = past_session(spool, begun=BEGUN + timedelta(hours=1))
+    end_session(str(name))
+    assert sink.counters.requests == {("DELETE", 404): 1}
+
+
+def test_a_session_that_began_within_the_same_second_counts_as_later(spool, sink):
+    """Their names differ in random characters alone."""
+    later = BEGUN + timedelta(milliseconds=500)
+    with contextlib.ExitStack() as living:
+        for number in range(20):  # one in 2**20 passes by luck
+            name = past_session(spool, f"cam{number}")
+            session = living.enter_context(new_session(spool, f"cam{number}", begun=later))
+            assert spool.session_info(session.name)["started_at"] == rfc3339(later)
+            end_session(str(name))
+    assert sink.counters.requests == {}
