@@ -27,7 +27,7 @@ from capture.segment import SessionName
 from capture.session import Owed
 from capture.settings import Settings, read_token
 from capture.spool import REJECTED, Spool
-from capture.upkeep import ENDED_NOTE, is_over
+from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told
 
 _JOIN_SECONDS = STOP_GRACE_SECONDS + 1.0
 _PUBLISH_SECONDS = 1.0
@@ -158,7 +158,9 @@ class Agent:
                     )
                     sent += 1
         for name in self._sessions:
-            if is_over(self._spool, name):
+            if not is_told(self._spool, name, REGISTERED_NOTE):
+                self._publisher.send(Message(REGISTER_CAMERA, (str(name),)))
+            elif is_over(self._spool, name):
                 self._publisher.send(Message(END_SESSION, (str(name),)))
 
     def _owed(self, session: SessionName, owed: Owed) -> None:

@@ -119,7 +119,9 @@ class EmbeddedBroker:
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             # A file for both: it logs to standard output, and nobody would read a pipe.
-            self._child = Child(_argv(self.socket), stdout=log, stderr=log)
+            # Its environment shows in no list of ours; it needs none of our settings.
+            env = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
+            self._child = Child(_argv(self.socket), env=env, stdout=log, stderr=log)
         finally:
             os.close(log)
         try:

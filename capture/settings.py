@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
@@ -309,18 +310,37 @@ def _unflatten(layer: _Layer) -> dict[str, Any]:
     return tree
 
 
-def _camera_layer(source: str, camera_id: str | None, realtime: bool | None) -> _Layer:  # noqa: FBT001 - a tristate flag
+@dataclass(frozen=True)
+class _Given:
+    """A value and where it came from."""
+
+    text: str
+    where: str
+
+    def wrong(self, words: str) -> RelayError:
+        kind = UsageError if self.where.startswith("--") else ConfigError
+        return kind(f"{self.where}: {words}")
+
+
+def _given(flag: str | None, name: str, environ: Mapping[str, str], variable: str) -> _Given | None:
+    if flag is not None:
+        return _Given(flag, name)
+    value = environ.get(variable)
+    return _Given(value, variable) if value else None
+
+
+def _camera_layer(source: _Given, camera_id: _Given | None, *, realtime: bool | None) -> _Layer:
     try:
-        parsed = parse_source(source)
+        parsed = parse_source(source.text)
     except UsageError as error:
-        raise UsageError(f"--source: {error}") from None
-    camera = camera_id or parsed.camera_id()
-    if not is_camera_id(camera):
-        raise UsageError(
-            f"--camera-id: found {camera[:80]!r}; expected 1 to 64 ASCII letters, digits, "
+        raise source.wrong(str(error)) from None
+    if camera_id is not None and not is_camera_id(camera_id.text):
+        raise camera_id.wrong(
+            f"found {camera_id.text[:80]!r}; expected 1 to 64 ASCII letters, digits, "
             "'_', '.' or '-', beginning with a letter or digit"
         )
-    layer: _Layer = {f"cameras\0{camera}\0source": (source, "--source")}
+    camera = camera_id.text if camera_id else parsed.camera_id()
+    layer: _Layer = {f"cameras\0{camera}\0source": (source.text, source.where)}
     if realtime is not None:
         layer[f"cameras\0{camera}\0realtime"] = (realtime, "--no-realtime")
     return layer
@@ -350,10 +370,11 @@ def load_settings(
         for name, value in (flags or {}).items()
         if value is not None
     }
-    source = source or environ.get("RELAY_SOURCE") or None
-    if source is not None:
+    given = _given(source, "--source", environ, "RELAY_SOURCE")
+    if given is not None:
         layer = {key: value for key, value in layer.items() if not key.startswith("cameras\0")}
-        layer |= _camera_layer(source, camera_id or environ.get("RELAY_CAMERA_ID"), realtime)
+        named = _given(camera_id, "--camera-id", environ, "RELAY_CAMERA_ID")
+        layer |= _camera_layer(given, named, realtime=realtime)
     _forget_weaker_token(layer, flags or {}, environ)
     try:
         return Settings.model_validate(_unflatten(layer))

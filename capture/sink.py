@@ -112,11 +112,11 @@ class Sink:
 
     def start(self) -> None:
         """Open the directory and the port; ConfigError when either is not to be had."""
-        self._store.open()
+        listener = self._bind()  # first: a port in use leaves nothing behind in the directory
         try:
-            listener = self._bind()
+            self._store.open()
         except BaseException:
-            self._store.close()
+            listener.close()
             raise
         self._stopping.clear()
         self._desk.revive()

@@ -29,19 +29,25 @@ LARGEST_WINDOW = 256
 MESSAGE_LIFE_SECONDS = 60.0
 STALE_SEGMENTS = 5
 _TELL_AGAIN_SECONDS = 30.0
+_REJECTED_AGAIN_SECONDS = 600.0
 
 
 @contextlib.contextmanager
-def exclusive(spool: Spool, lock: str) -> Iterator[bool]:
-    """Try to be the only one; yields whether this one is."""
-    descriptor = os.open(spool.state / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+def exclusive(path: Path) -> Iterator[bool]:
+    """Try to be the only one who holds a lock file, which is made if need be; yields whether this one is."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        yield _try_lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 # --- sessions --------------------------------------------------------------------------------------
@@ -97,11 +103,11 @@ def superseded(spool: Spool, name: SessionName) -> bool:
 
 
 def to_register(spool: Spool) -> list[SessionName]:
-    """Return the running sessions whose camera the cloud does not know yet."""
+    """Return the sessions that run or still owe, and whose camera the cloud does not know yet."""
     return [
         name
         for name in spool.sessions()
-        if _untold(spool, name, REGISTERED_NOTE) and spool.session_info(name).get("ended_at") is None
+        if _untold(spool, name, REGISTERED_NOTE) and not is_over(spool, name)
     ]
 
 
@@ -110,10 +116,20 @@ def to_end(spool: Spool) -> list[SessionName]:
     return [name for name in spool.sessions() if _untold(spool, name, ENDED_NOTE) and is_over(spool, name)]
 
 
+def is_told(spool: Spool, name: SessionName, note: str) -> bool:
+    """Tell whether the cloud was told, or would not hear of it within the last minutes."""
+    path = spool.session_path(name) / note
+    if not path.exists():
+        return False
+    if not read_json(path).get("rejected"):
+        return True
+    return spool.clock.time() - path.stat().st_mtime < _REJECTED_AGAIN_SECONDS
+
+
 def _untold(spool: Spool, name: SessionName, note: str) -> bool:
     """Tell whether a note is missing, leaving the message that was sent last some time to be worked on."""
     path = spool.session_path(name)
-    if (path / note).exists() or not (path / "session.json").exists():
+    if not (path / "session.json").exists() or is_told(spool, name, note):
         return False
     asked = spool.state / f"asked-{name}{note}"
     now = spool.clock.time()
@@ -180,6 +196,8 @@ class Recovery:
     def pick(self, *, is_down: bool) -> list[Picked]:
         """Choose who gets a message now. While the cloud is down that is one: the next probe."""
         now = self.spool.clock.time()
+        if is_down:  # those messages ended at the gate
+            self.sent = {}
         still = {key: at for key, at in self.sent.items() if self._exists(key)}
         self.window = next_window(self.window, sent=len(self.sent), left=len(still), is_down=is_down)
         self.sent = {key: at for key, at in still.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS}

@@ -44,7 +44,7 @@ def recover(going: object = False) -> str:  # noqa: FBT002 - a message's argumen
     waits need not be left to the live queue for long.
     """
     worker = this_worker()
-    with exclusive(worker.spool, "recover.lock") as mine:
+    with exclusive(worker.spool.state / "recover.lock") as mine:
         return _round(worker, going=going is True) if mine else "another worker is at it"
 
 
@@ -54,7 +54,8 @@ def _round(worker: Worker, *, going: bool) -> str:
         log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
     if worker.gate.refusal(worker.token()) and worker.settings.ingest.on_refused == "stop":
         return "the token is refused: nothing is sent"
-    is_down = worker.gate.is_open()
+    # Down, or held back because the token is refused: either way one segment at a time goes to the gate.
+    is_down = worker.gate.is_open() or worker.gate.refusal(worker.token()) is not None
     _tell_the_cloud(worker, is_down=is_down)
     if waiting(app, BACKLOG):
         return "the last window is not taken yet"

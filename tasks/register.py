@@ -15,9 +15,11 @@ from capture.handoff import END_SESSION, REGISTER_CAMERA
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName, rfc3339
 from capture.spool import REFUSED_FILE, write_json
-from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, superseded
+from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, exclusive, is_over, is_told, superseded
 from tasks.celery import RefusedByCloudError, RelayTask, TransientError, app
 from tasks.worker import Worker, this_worker
+
+TELLING_LOCK = ".telling.lock"
 
 log = structlog.get_logger()
 
@@ -46,6 +48,10 @@ def register_camera(self: RelayTask, session: str) -> str:
     name = _known(worker, session)
     if isinstance(name, str):
         return name
+    return _register(worker, name)
+
+
+def _register(worker: Worker, name: SessionName) -> str:
     payload = registration(name.camera, worker.spool.session_info(name))
     return _tell(worker, name, REGISTERED_NOTE, lambda token: worker.ingest.register(payload, token))
 
@@ -63,6 +69,8 @@ def end_session(self: RelayTask, session: str) -> str:
     if superseded(worker.spool, name):
         _note(worker, name, ENDED_NOTE, "a later session of this camera goes on")
         return "nothing to say: a later session of this camera goes on"
+    if not is_told(worker.spool, name, REGISTERED_NOTE):  # the cloud was down all the while
+        _register(worker, name)
     return _tell(worker, name, ENDED_NOTE, lambda token: worker.ingest.end_stream(name.camera, token))
 
 
@@ -75,12 +83,21 @@ def _known(worker: Worker, session: str) -> SessionName | str:
     return name if worker.spool.session_path(name).is_dir() else "nothing to do: the session is gone"
 
 
-def _note(worker: Worker, name: SessionName, file: str, answer: str) -> None:
-    note = {"time": rfc3339(worker.spool.clock.now()), "answer": answer}
+def _note(worker: Worker, name: SessionName, file: str, answer: str, *, rejected: bool = False) -> None:
+    note = {"time": rfc3339(worker.spool.clock.now()), "answer": answer, "rejected": rejected}
     write_json(worker.spool.session_path(name) / file, note)
 
 
 def _tell(worker: Worker, name: SessionName, file: str, request: Callable[[str], Outcome]) -> str:
+    with exclusive(worker.spool.session_path(name) / TELLING_LOCK) as mine:
+        if not mine:
+            return "another worker is at it"
+        if is_told(worker.spool, name, file):
+            return "the cloud knows"
+        return _ask(worker, name, file, request)
+
+
+def _ask(worker: Worker, name: SessionName, file: str, request: Callable[[str], Outcome]) -> str:
     token = worker.token()
     with worker.gate.admit(token) as admission:
         if not admission.may_try:
@@ -94,12 +111,9 @@ def _tell(worker: Worker, name: SessionName, file: str, request: Callable[[str],
         write_json(worker.spool.session_path(name) / REFUSED_FILE, note)
         log.error("token_refused", reason=outcome.reason, advice=note["advice"], camera=name.camera)
         raise RefusedByCloudError(f"{outcome.reason}: {note['advice']}")
-    if outcome.kind is Kind.REJECTED:
-        log.error(
-            "registration_rejected",
-            camera=name.camera,
-            reason=outcome.reason,
-            then="capture goes on",
-        )
-    _note(worker, name, file, outcome.reason)
+    rejected = outcome.kind is Kind.REJECTED
+    if rejected:
+        event = "registration_rejected" if file == REGISTERED_NOTE else "stream_end_rejected"
+        log.error(event, camera=name.camera, reason=outcome.reason, then="tried again later")
+    _note(worker, name, file, outcome.reason, rejected=rejected)
     return outcome.reason

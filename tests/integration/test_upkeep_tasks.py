@@ -120,11 +120,13 @@ def close_segments(session, count):
         session.close_segment(number, BEGUN + timedelta(seconds=10 * number), 10.0)
 
 
-def past_session(spool, camera="gate", *, owes=0, begun=BEGUN, age=HOUR):
+def past_session(spool, camera="gate", *, owes=0, begun=BEGUN, age=HOUR, registered=True):
     """Leave a session that ended `age` seconds ago; return its name."""
     with new_session(spool, camera, begun=begun) as session:
         close_segments(session, owes)
         session.end()
+        if registered:
+            write_json(session.path / REGISTERED_NOTE, {})
     make_older(session.path, age)
     return session.name
 
@@ -409,6 +411,22 @@ def test_the_end_of_a_session_is_told_to_the_cloud(spool, sink):
     end_session(str(name))
     assert sink.counters.requests == {("DELETE", 404): 1}
     assert (spool.session_path(name) / ENDED_NOTE).exists()
+
+
+def test_a_camera_that_the_cloud_never_heard_of_is_registered_before_its_end_is_told(spool, sink):
+    name = past_session(spool, registered=False)
+    end_session(str(name))
+    assert sink.counters.requests == {("POST", 201): 1, ("DELETE", 204): 1}
+
+
+def test_a_registration_that_was_turned_down_is_tried_again_only_after_a_while(spool, broker):
+    with new_session(spool) as session:
+        write_json(session.path / REGISTERED_NOTE, {"rejected": True})
+        recover()
+        assert messages(broker, LIVE) == []
+        os.utime(session.path / REGISTERED_NOTE, (0, 0))
+        recover()
+        assert messages(broker, LIVE) == [(REGISTER_CAMERA, [str(session.name)])]
 
 
 def test_the_end_of_a_session_is_not_told_while_a_later_one_runs(spool, sink):
