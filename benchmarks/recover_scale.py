@@ -1,0 +1,59 @@
+"""What one round of `recover` costs over very many owed segments.
+
+.venv/bin/python benchmarks/recover_scale.py [--segments 100000] [--cameras 8]
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from capture.session import Session
+from capture.source import parse_source
+from capture.spool import Spool
+from capture.upkeep import Recovery
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What one round of recover costs.")
+    parser.add_argument("--segments", type=int, default=100_000)
+    parser.add_argument("--cameras", type=int, default=8)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool.open(Path(folder) / "spool", create=True)
+        for share in (100, 10, 1):
+            count = options.segments // share
+            owe(spool, count, options.cameras)
+            rounds = [one_round(spool) for _ in range(5)]
+            spread = f"{min(rounds) * 1e3:.0f} to {max(rounds) * 1e3:.0f}"
+            print(f"{count:>8} owed: {median(rounds) * 1e3:.0f} ms a round ({spread}), ", end="")
+            print(f"{median(rounds) / count * 1e6:.2f} us each")
+    print(f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+def owe(spool: Spool, count: int, cameras: int) -> None:
+    """Bring the spool to `count` owed segments, by name alone: recover opens only what it picks."""
+    for number in range(cameras):
+        camera = f"cam{number}"
+        known = spool.sessions(camera)
+        if known:
+            path = spool.session_path(known[0])
+        else:
+            session = Session.start(
+                spool, camera, display_name=camera, source=parse_source("test:"), segment_seconds=2.0
+            )
+            path = session.path
+        for sequence in range(count // cameras):
+            (path / f"{sequence:08d}_20260601T120000.000Z_2000.ts").touch()
+
+
+def one_round(spool: Spool) -> float:
+    began = time.perf_counter()
+    Recovery.load(spool, recover_after=0.0).pick(is_down=False)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

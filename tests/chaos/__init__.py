@@ -1,0 +1,1 @@
+"""Chaos: everything that happens to machines at the edge, at once, and a judge."""
