@@ -79,16 +79,17 @@ broker_transport_options = {
 beat_scheduler = "celery.beat:Scheduler"
 beat_max_loop_interval = 5
 beat_schedule = {
-    # A tick that nobody took in time is worth nothing: the next one does its work.
+    # A tick that nobody took in time is worth nothing: the next one does its work. Long enough for the
+    # clocks of two hosts to differ: a worker that is ahead of beat would throw all of them away.
     "recover": {
         "task": RECOVER,
         "schedule": timedelta(seconds=5),
-        "options": {"queue": LIVE, "expires": 10},
+        "options": {"queue": LIVE, "expires": 300},
     },
     "sweep": {
         "task": SWEEP,
         "schedule": timedelta(seconds=60),
-        "options": {"queue": LIVE, "expires": 120},
+        "options": {"queue": LIVE, "expires": 300},
     },
 }
 

@@ -14,6 +14,7 @@ import tempfile
 FD_VARIABLE = "RELAY_ARGV_FD"
 MASK = "***"
 _SECRET_FLAGS = {"--token", "-t", "--source", "-s", "--broker"}
+_CLUSTER = re.compile(r"(-[^-ts]*[ts])(.*)", re.DOTALL)
 _HARMLESS = re.compile(r"(?![a-z][a-z0-9+.-]*://)(?!.*@).*", re.IGNORECASE | re.DOTALL)
 
 
@@ -31,8 +32,10 @@ def masked(arguments: list[str]) -> list[str]:
             hide_next = argument
         elif equals and flag in _SECRET_FLAGS:
             found.append(f"{flag}={_mask(flag, value)}")
-        elif argument[:2] in {"-t", "-s"} and len(argument) > 2:  # noqa: PLR2004 - "-tVALUE"
-            found.append(argument[:2] + _mask(argument[:2], argument[2:]))
+        elif cluster := _CLUSTER.fullmatch(argument):  # "-tVALUE", and "-vt VALUE"
+            flag = "-" + cluster[1][-1]
+            found.append(cluster[1] + (_mask(flag, cluster[2]) if cluster[2] else ""))
+            hide_next = "" if cluster[2] else flag
         else:
             found.append(argument)
     return found

@@ -9,7 +9,7 @@ import structlog
 
 from capture.budget import Budget
 from capture.camera import STOP_GRACE_SECONDS, Camera, CameraPlan, CameraStatus
-from capture.claim import claim
+from capture.claim import HostileNameError, claim
 from capture.clock import Clock
 from capture.errors import ConfigError, RelayError
 from capture.ffmpeg import CaptureOptions
@@ -26,7 +26,7 @@ from capture.handoff import (
 from capture.segment import SessionName
 from capture.session import Owed
 from capture.settings import Settings, read_token
-from capture.spool import REJECTED, Spool
+from capture.spool import REJECTED, Debt, Spool
 from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told
 
 _JOIN_SECONDS = STOP_GRACE_SECONDS + 1.0
@@ -122,7 +122,7 @@ class Agent:
             return None
         try:
             found = self._gate.refusal(read_token(self._settings.ingest))
-        except ConfigError:
+        except (ConfigError, OSError):
             return None
         return str(found.get("advice")) if found else None
 
@@ -150,8 +150,7 @@ class Agent:
             for debt in self._spool.debts(camera):
                 if sent >= _MOST_REMINDERS:
                     return
-                with claim(self._spool, debt.session, debt.segment) or _NOBODY as free:
-                    size = free.size if free else None
+                size = self._free_size(debt)
                 if size is not None:
                     self._publisher.send(
                         upload_message(self._settings.ingest, debt.session, debt.segment, size)
@@ -162,6 +161,14 @@ class Agent:
                 self._publisher.send(Message(REGISTER_CAMERA, (str(name),)))
             elif is_over(self._spool, name):
                 self._publisher.send(Message(END_SESSION, (str(name),)))
+
+    def _free_size(self, debt: Debt) -> int | None:
+        """Return the size of a segment that nobody sends just now; None for any other."""
+        try:
+            with claim(self._spool, debt.session, debt.segment) or _NOBODY as free:
+                return free.size if free else None
+        except (HostileNameError, OSError):
+            return None
 
     def _owed(self, session: SessionName, owed: Owed) -> None:
         self._budget.add(owed.size)

@@ -17,6 +17,7 @@ from capture.retention import Held, Room, choose, default_min_free, excess
 from capture.segment import SegmentName, SessionName
 from capture.settings import SpoolSettings
 from capture.spool import REJECTED, Spool
+from capture.upkeep import REJECTED_LOCK, exclusive
 
 TICK_SECONDS = 1.0
 LOOK_AGAIN_SECONDS = 30.0
@@ -162,21 +163,27 @@ class Budget:
             return self._drop_rejected(camera, session, segment, reason)
         try:
             found = claim(self._spool, session, segment)
-        except HostileNameError:
+            if found is None:
+                return False
+            with found:
+                found.dropped(reason=reason)
+        except (HostileNameError, OSError) as error:  # this one cannot be taken: the next ones can
+            log.warning("segment_not_dropped", segment=str(segment), reason=str(error))
             return False
-        if found is None:
-            return False
-        with found:
-            found.dropped(reason=reason)
         return True
 
     def _drop_rejected(self, camera: str, session: SessionName, segment: SegmentName, reason: str) -> bool:
         path = self._spool.session_path(session) / REJECTED / str(segment)
         fields: dict[str, object] = {"session": str(session), "segment": str(segment)}
-        try:
-            self._spool.journal_for_sure(camera, Event.DROPPED, {**fields, "reason": f"rejected; {reason}"})
-            path.unlink()
-            path.with_name(f"{segment}.json").unlink(missing_ok=True)
-        except FileNotFoundError:
-            return False
+        fields["reason"] = f"rejected; {reason}"
+        with exclusive(self._spool.state / REJECTED_LOCK) as mine:
+            if not mine or not path.exists():
+                return False
+            try:
+                self._spool.journal_for_sure(camera, Event.DROPPED, fields)
+                path.unlink()
+                path.with_name(f"{segment}.json").unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("segment_not_dropped", segment=str(segment), reason=error.strerror)
+                return False
         return True

@@ -15,7 +15,7 @@ from typing import Literal
 import structlog
 
 from capture.clock import Clock
-from capture.errors import ConfigError, RelayError, SourceError
+from capture.errors import ConfigError, RelayError, SourceError, SpoolFullError
 from capture.ffmpeg import (
     CaptureOptions,
     Failure,
@@ -149,11 +149,11 @@ class Camera:
     def _main(self) -> None:
         try:
             self._salvage_earlier()
-            session = self._start_session()
-            if session is not None:
+            while (session := self._start_session()) is not None:
                 with session:
-                    self._capture(session)
-                    self._end(session)
+                    if self._capture(session):
+                        self._end(session)
+                        break
             self._become(State.FATAL if self._error else State.STOPPED)
         except Exception:  # noqa: BLE001 - the thread ends here; logged with its traceback
             self._log.exception("camera_failed")
@@ -206,12 +206,17 @@ class Camera:
         self._on_session(session.name, "ended")
         self._log.info("session_ended", session=str(session.name), segments=self._segments)
 
-    def _capture(self, session: Session) -> None:
+    def _capture(self, session: Session) -> bool:
+        """Capture until the end; False if the session's directory was taken away and a new one is needed."""
         ladder = Ladder()
         while not self._stopping.is_set():
+            if not session.touch():
+                self._log.error("session_vanished", session=str(session.name), then="a new one is started")
+                self._gap_cause = self._gap_cause or "the session's directory was removed"
+                return False
             run = self._run_once(session)
             if run is None:
-                return
+                return True
             wait = ladder.delay_after(self._clock.monotonic() - run.begun)
             self._become(State.BACKOFF)
             self._log.warning(
@@ -223,6 +228,7 @@ class Camera:
             self._log.debug("ffmpeg_said", lines=run.tail.lines())
             self._restarts += 1
             self._stopping.wait(wait)
+        return True
 
     def _run_once(self, session: Session) -> _Run | None:
         """Run ffmpeg once. Returns the run if it should be tried again, None when this was all."""
@@ -246,7 +252,20 @@ class Camera:
 
     def _judge(self, run: _Run, code: int | None) -> _Run | None:
         failure = explain(run.tail.lines())
-        if self.plan.source.is_finite and failure.kind not in _DISK:
+        is_finite = self.plan.source.is_finite
+        if is_finite and failure.kind in _DISK and self._segments:  # from its start it would come twice
+            self._error = SpoolFullError(
+                f"cannot go on capturing {self.plan.source}: {failure.cause}; only its beginning was "
+                "captured; make room, then start again"
+            )
+            return None
+        if is_finite and code is not None and code < 0 and not run.complaint:
+            self._error = RelayError(
+                f"cannot go on capturing {self.plan.source}: ffmpeg {describe_exit(code)}; only its "
+                "beginning was captured; see what ended it, then start again"
+            )
+            return None
+        if is_finite and failure.kind not in _DISK and code is not None:
             if code != 0 and (self._segments == 0 or run.complaint):
                 self._error = self._source_error(failure, run)
             elif self._segments == 0:
@@ -359,11 +378,9 @@ class Camera:
 
     def _salvage_own(self, session: Session) -> None:
         """Close what this ffmpeg left open when it died."""
-        numbers = session.spool.open_segments(session.name)
-        if not numbers:
-            return
-        self._next_sequence = max(self._next_sequence, numbers[-1] + 1)
         try:
+            numbers = session.spool.open_segments(session.name)
+            self._next_sequence = max([self._next_sequence, *(number + 1 for number in numbers)])
             salvaged = session.salvage()
         except OSError as error:
             self._log.warning("salvage_postponed", reason=error.strerror, then="recover does it")

@@ -94,6 +94,8 @@ class Claim:
 
     def dropped(self, *, reason: str) -> None:
         """Delete the segment by a stated policy; the journal says which, first."""
+        if self.finish_delivered():
+            return
         fields = {**self._names(), "reason": reason}
         self.spool.journal_for_sure(self.session.camera, Event.DROPPED, fields)
         self._path.unlink()

@@ -28,7 +28,7 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
     if len(plans) == 1:  # among many, one bad source is that camera's trouble alone
         require_video(ffmpeg.path, plans[0].source)
-    return Spool.open(settings.spool.path, create=True), ffmpeg.path
+    return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 
 def run_agent(settings: Settings, *, as_json: bool = False, verbose: bool = False) -> int:

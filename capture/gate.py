@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import hmac
+import math
 import os
 import random
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from typing import Any, Self
 from capture.outcome import Kind, Outcome
 from capture.segment import rfc3339
 from capture.settings import IngestSettings
-from capture.spool import Spool, read_json, write_json
+from capture.spool import Spool, read_json
 
 FAILURES_TO_OPEN = 3
 DEAR_FAILURE = 2  # a cloud that never answers costs a whole deadline each time: two of those are enough
@@ -78,7 +79,11 @@ def probe_answer_seconds(probes: int) -> float | None:
 def _number(state: dict[str, Any], key: str) -> float:
     """Return a number of a state file that may be damaged; 0 for anything else."""
     value = state.get(key)
-    return float(value) if isinstance(value, int | float) else 0.0
+    try:
+        number = float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 @dataclass
@@ -152,7 +157,9 @@ class Gate:
         if _number(state, "failures") < FAILURES_TO_OPEN:
             return Admission(Verdict.GO)
         due, probes = _number(state, "probe_at"), int(_number(state, "probes"))
-        return self._probe(Verdict.DOWN, due=due, probes=probes, asked=_number(state, "asked"))
+        return self._probe(
+            Verdict.DOWN, due=due, probes=probes, asked=min(_number(state, "asked"), LONGEST_ASKED_SECONDS)
+        )
 
     def _probe(self, otherwise: Verdict, *, due: float, asked: float, probes: int = 0) -> Admission:
         wait = due - self._spool.clock.time()
@@ -196,7 +203,7 @@ class Gate:
                 failures = max(failures, FAILURES_TO_OPEN)
             probes = int(_number(state, "probes")) + (failures > FAILURES_TO_OPEN)
             delay = max(probe_delay(probes, self._dice.random()), asked)
-            write_json(
+            self._spool.write_for_sure(
                 self._breaker,
                 {
                     "failures": failures,
@@ -211,7 +218,7 @@ class Gate:
 
     def _note_refusal(self, outcome: Outcome, token: str) -> None:
         note = {**self.refusal_note(outcome), "at": self._spool.clock.time()}
-        write_json(self._refused_path(token), note)
+        self._spool.write_for_sure(self._refused_path(token), note)
 
     def refusal_note(self, outcome: Outcome) -> dict[str, Any]:
         """Return what `refused.json` says."""

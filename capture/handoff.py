@@ -119,7 +119,11 @@ class Publisher:
 
     def _run(self) -> None:
         while (message := self._waiting.get()) is not None:
-            self._publish(message)
+            try:
+                self._publish(message)
+            except Exception:
+                self.dropped += 1
+                log.exception("publish_failed", task=message.task)
 
     def _publish(self, message: Message) -> None:
         try:

@@ -58,7 +58,8 @@ class Journal:
         try:
             descriptor = _open_append(path)
         except FileNotFoundError:
-            directory.mkdir(parents=True, exist_ok=True)
+            # Without its parents: where the spool is not mounted, nothing must be made.
+            directory.mkdir(exist_ok=True)
             descriptor = _open_append(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -120,5 +121,5 @@ def parse_entry(line: bytes, path: Path, number: int) -> Entry:
     try:
         fields = json.loads(line)
         return Entry(Event(fields["event"]), fields, path, number)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return Entry(None, {}, path, number)

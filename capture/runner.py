@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -12,6 +11,7 @@ import structlog
 from capture.agent import Agent
 from capture.errors import (
     EXIT_DONE,
+    ConfigError,
     OwedError,
     RefusedError,
     RelayError,
@@ -23,7 +23,9 @@ from capture.stack import Stack
 from capture.words import many
 
 TICK_SECONDS = 0.2
+LISTEN_SECONDS = 0.1
 REMIND_SECONDS = 3.0
+LEAST_DRAIN_SECONDS = 0.8
 _LONGEST_ATTEMPT_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger()
@@ -33,7 +35,8 @@ class StopSignals:
     """SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        # A plain flag: a handler that sets an Event can meet the very lock that it interrupted.
+        self._asked = False
         self._name = ""
         self.asked_at = 0.0  # monotonic seconds
 
@@ -42,7 +45,7 @@ class StopSignals:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked.is_set():
+        if self._asked:
             # All children are on a leash: they go with us. What was open is salvaged at the next start.
             os._exit(OwedError.exit_code)
         self._name = signal.Signals(number).name
@@ -53,15 +56,19 @@ class StopSignals:
         return self._name
 
     def is_asked(self) -> bool:
-        return self._asked.is_set()
+        return self._asked
 
     def ask(self) -> None:
         """Ask for a stop without a signal."""
         self.asked_at = time.monotonic()
-        self._asked.set()
+        self._asked = True
 
     def wait(self, seconds: float) -> bool:
-        return self._asked.wait(seconds)
+        """Wait for the first signal, at most `seconds`; tell whether it came."""
+        until = time.monotonic() + seconds
+        while not self._asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LISTEN_SECONDS))
+        return self._asked
 
 
 def live(
@@ -92,8 +99,27 @@ def live(
         agent.close()
     finally:
         if stack is not None:
-            stack.stop(idle=agent.is_settled())
+            stack.stop(idle=_is_settled(agent))
     return _conclude(agent, spool, advice)
+
+
+def _is_settled(agent: Agent) -> bool:
+    """Tell whether nothing is left to do; a spool that cannot be read is not settled."""
+    try:
+        return agent.is_settled()
+    except OSError:
+        return False
+
+
+def _owed(agent: Agent) -> int:
+    """Count what is owed. Raises ConfigError when the spool cannot be read any more."""
+    try:
+        return agent.owed()
+    except OSError as error:
+        raise ConfigError(
+            f"the spool cannot be read: {error.strerror}; what it owes is still there; "
+            "check its file system, then start again with the same --spool"
+        ) from None
 
 
 def _watch(
@@ -125,12 +151,15 @@ def _drain(
     by_signal = signals.is_asked()
     if not by_signal:
         patience += attempt_seconds(settings.ingest, _LONGEST_ATTEMPT_BYTES)
-    owed = agent.owed()
+    owed = _owed(agent)
     # What ffmpeg took to finish counts, so that a stop is bounded as a whole.
-    deadline = signals.asked_at + patience if by_signal else time.monotonic() + patience
+    # A last segment that took its time gets at least a moment.
+    now = time.monotonic()
+    moment = now + min(LEAST_DRAIN_SECONDS, patience)
+    deadline = max(signals.asked_at + patience, moment) if by_signal else now + patience
     remind_at = time.monotonic()
-    while not agent.is_settled() and time.monotonic() < deadline:
-        left = agent.owed()
+    while not _is_settled(agent) and time.monotonic() < deadline:
+        left = _owed(agent)
         if left == 0 < owed:  # now the sessions can be ended
             remind_at = time.monotonic()
         if not by_signal and signals.is_asked():
@@ -151,7 +180,7 @@ def _drain(
 
 
 def _conclude(agent: Agent, spool: Spool, advice: str | None) -> int:
-    owed = agent.owed()
+    owed = _owed(agent)
     if advice is not None:
         raise RefusedError(f"{advice}; {many(owed, 'segment')} waiting in {spool.root}")
     errors: list[RelayError] = agent.errors()

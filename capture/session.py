@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from capture import mpegts
 from capture.journal import Event
 from capture.segment import SegmentName, SessionName, open_name, rfc3339
@@ -41,6 +43,9 @@ def lock_session(directory: Path) -> int | None:
         os.close(descriptor)
         raise
     return descriptor
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class Session:
             if lock is not None:
                 os.close(lock)
             raise
-        assert lock is not None  # noqa: S101 - the name is new: nobody else can hold it
+        if lock is None:
+            raise BlockingIOError(11, "somebody holds the lock of a session that was just made", str(path))
         return cls(spool, name, lock, info)
 
     def close_segment(self, sequence: int, start: datetime, duration: float) -> Owed | None:
@@ -138,10 +144,23 @@ class Session:
             raise FileExistsError(17, "a segment of this name is there already", str(target))
         path.rename(target)
         sync_directory(self.path)
-        self.spool.journal.append(
-            self.name.camera, event, session=str(self.name), segment=str(name), bytes=size
-        )
+        try:
+            self.spool.journal.append(
+                self.name.camera, event, session=str(self.name), segment=str(name), bytes=size
+            )
+        except OSError as error:  # it is owed all the same: the directory says so, and audit knows the case
+            log.warning("segment_not_journalled", segment=str(name), reason=error.strerror)
         return Owed(name, size)
+
+    def touch(self) -> bool:
+        """Show other hosts that this session lives; False if its directory is gone."""
+        try:
+            os.utime(self.path / SESSION_FILE)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            log.debug("session_not_touched", session=str(self.name), reason=error.strerror)
+        return True
 
     def end(self) -> None:
         """Write down that this session is over."""

@@ -152,6 +152,7 @@ class SpoolSettings(_Section):
     """Where segments wait, and for how long what is left stays."""
 
     path: Path = Path("spool")
+    create: bool = True
     sweep_after: Annotated[Seconds, Field(ge=60)] = 3600.0
     keep_rejected: Annotated[Seconds, Field(ge=60)] = 7 * 86400.0
     recover_after: Annotated[Seconds, Field(ge=1)] = 15.0

@@ -23,6 +23,7 @@ from capture.segment import SESSION_PREFIX, SegmentName, SessionName, looks_clos
 FORMAT = 1
 MARKER = ".relay-spool"
 STATE = ".state"
+JOURNAL = "journal"
 SESSION_FILE = "session.json"
 SESSION_LOCK = ".lock"
 OPEN = "open"
@@ -50,7 +51,7 @@ class Spool:
         self.root = root
         self.id = spool_id
         self.clock = clock or Clock()
-        self.journal = Journal(root / "journal", self.clock)
+        self.journal = Journal(root / JOURNAL, self.clock)
         self.state = root / STATE
 
     @classmethod
@@ -64,7 +65,8 @@ class Spool:
             marker = _read_marker(root)
             if marker is None:
                 marker = _create(root) if create else _not_a_spool(root)
-            (root / STATE).mkdir(exist_ok=True)
+            for folder in (STATE, JOURNAL):
+                (root / folder).mkdir(exist_ok=True)
         except OSError as error:
             _refuse(root, error)
         return cls(root, marker, clock)
@@ -177,6 +179,16 @@ class Spool:
             (self.state / BALLAST).unlink(missing_ok=True)
             self.journal.append(camera, event, durable=True, **fields)
 
+    def write_for_sure(self, path: Path, data: dict[str, Any]) -> None:
+        """Write a small state file; on a full disk, in the room kept aside."""
+        try:
+            write_json(path, data)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            (self.state / BALLAST).unlink(missing_ok=True)
+            write_json(path, data)
+
     def count_reject(self, camera: str) -> int:
         """Count one more rejected segment of a camera; return how many there were in a row."""
         path = self._rejects(camera)
@@ -205,7 +217,7 @@ def read_json(path: Path) -> dict[str, Any]:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return {}
             data = json.loads(file.read(_LARGEST_JSON))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from capture.broker import EmbeddedBroker
-from capture.errors import ConfigError
+from capture.errors import ConfigError, RelayError
 from capture.handoff import BACKLOG, LIVE
 from capture.process import Child, Stream, describe_exit
 from capture.settings import Settings
@@ -19,6 +19,7 @@ from capture.supervision import Ladder, State
 WORKER_GRACE_SECONDS = 1.5
 OTHER_GRACE_SECONDS = 0.5
 IDLE_GRACE_SECONDS = 0.2
+BROKER_RESTART_SECONDS = 2.0
 
 log = structlog.get_logger()
 
@@ -49,7 +50,13 @@ class Service:
         """Start it again if it ended, after a while that grows."""
         if self.state is State.BACKOFF and time.monotonic() >= self._again_at:
             self.restarts += 1
-            self.start()
+            try:
+                self.start()
+            except (OSError, RelayError) as error:
+                self._child = None
+                self._again_at = time.monotonic() + self._ladder.delay_after(0.0)
+                log.error("service_not_started", service=self.name, reason=str(error))
+                return
         if self.state is not State.RUNNING or self._child is None:
             return
         code = self._child.poll()
@@ -155,8 +162,8 @@ class Stack:
         if now >= self._broker_again_at:
             self._broker_began = now
             try:
-                self._broker.start()
-            except ConfigError as error:
+                self._broker.start(timeout=BROKER_RESTART_SECONDS)
+            except (ConfigError, OSError) as error:
                 self._broker_again_at = now + self._broker_ladder.delay_after(0.0)
                 log.error("broker_not_started", reason=str(error))
                 return

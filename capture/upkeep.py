@@ -6,6 +6,7 @@ Each works from what the directories say now. What they remember between rounds 
 import contextlib
 import fcntl
 import os
+import random
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +16,29 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
+import structlog
+
 from capture.claim import HostileNameError, claim
 from capture.journal import Event
 from capture.segment import SegmentName, SessionName, rfc3339
 from capture.session import adopt
-from capture.spool import REJECTED, Debt, Spool, is_full, read_json, write_json
+from capture.spool import REJECTED, SESSION_FILE, Debt, Spool, read_json, write_json
 
 REGISTERED_NOTE = ".registered.json"
 ENDED_NOTE = ".stream-ended.json"
 RECOVERY_FILE = "recover.json"
+REJECTED_LOCK = "rejected.lock"
 SMALLEST_WINDOW = 4
 LARGEST_WINDOW = 256
+PROBE_CHOICE = 3  # a probe is one of the oldest few of a camera
 MESSAGE_LIFE_SECONDS = 60.0
 STALE_SEGMENTS = 5
+SILENT_SECONDS = 180.0  # an agent whose camera is away shows a sign of life every minute
+LONGEST_SEGMENT = 600.0
 _TELL_AGAIN_SECONDS = 30.0
 _REJECTED_AGAIN_SECONDS = 600.0
+
+log = structlog.get_logger()
 
 
 @contextlib.contextmanager
@@ -62,28 +71,54 @@ def close_dead_sessions(spool: Spool, camera: str | None = None) -> list[tuple[S
     """
     closed = []
     for name in spool.sessions(camera):
-        info = spool.session_info(name)
-        if info.get("ended_at") is not None and not spool.open_segments(name):
+        try:
+            segments = _close_if_dead(spool, name)
+        except OSError as error:  # one bad entry, or no room: nobody else's recovery waits for it
+            log.warning("salvage_postponed", session=str(name), reason=error.strerror)
             continue
-        if not _may_be_dead(spool, name, info):
-            continue
-        session = adopt(spool, name)
-        if session is None:
-            continue
-        with session:
-            segments = session.salvage()
-            session.end()
-        closed.append((name, len(segments)))
+        if segments is not None:
+            closed.append((name, segments))
     return closed
+
+
+def _close_if_dead(spool: Spool, name: SessionName) -> int | None:
+    """Salvage and end a session if it is dead; return the number of segments salvaged, None if it is not."""
+    info = spool.session_info(name)
+    if info.get("ended_at") is not None and not spool.open_segments(name):
+        return None
+    if not _may_be_dead(spool, name, info):
+        return None
+    session = adopt(spool, name)
+    if session is None:
+        return None
+    with session:
+        segments = session.salvage()
+        session.end()
+    return len(segments)
 
 
 def _may_be_dead(spool: Spool, name: SessionName, info: Mapping[str, object]) -> bool:
     if info.get("host") == socket.gethostname():
         return True
     seconds = info.get("segment_seconds")
-    length = float(seconds) if isinstance(seconds, int | float) else 10.0
-    newest = _newest_mtime(spool.session_path(name))
-    return spool.clock.time() - newest > max(60.0, STALE_SEGMENTS * length)
+    length = float(seconds) if isinstance(seconds, float | int) and 0 < seconds <= LONGEST_SEGMENT else 10.0
+    # Closing a segment changes the directory itself: the owed ones, which can be very many, need no look.
+    path = spool.session_path(name)
+    newest = max(path.lstat().st_mtime, _newest_of(path / "open"), _newest_of(path / SESSION_FILE))
+    return spool.clock.time() - newest > max(SILENT_SECONDS, STALE_SEGMENTS * length)
+
+
+def _newest_of(path: Path) -> float:
+    """Return when a file, or a directory or anything in it, was last written; 0 if it is not there."""
+    try:
+        newest = path.lstat().st_mtime
+        if path.is_dir():
+            newest = max(
+                [newest, *(entry.stat(follow_symlinks=False).st_mtime for entry in os.scandir(path))]
+            )
+    except OSError:
+        return 0.0
+    return newest
 
 
 def is_over(spool: Spool, name: SessionName) -> bool:
@@ -189,8 +224,8 @@ class Recovery:
         return cls(
             spool,
             recover_after,
-            window if isinstance(window, int) and window > 0 else SMALLEST_WINDOW,
-            dict(sent) if isinstance(sent, dict) else {},
+            min(window, LARGEST_WINDOW) if isinstance(window, int) and window > 0 else SMALLEST_WINDOW,
+            {key: at for key, at in sent.items() if isinstance(at, float)} if isinstance(sent, dict) else {},
         )
 
     def pick(self, *, is_down: bool) -> list[Picked]:
@@ -202,7 +237,11 @@ class Recovery:
         self.window = next_window(self.window, sent=len(self.sent), left=len(still), is_down=is_down)
         self.sent = {key: at for key, at in still.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS}
         room = 1 if is_down else self.window
-        return self._aged(take_turns(self._oldest(room), room), now)
+        by_camera = self._oldest(max(room, PROBE_CHOICE) if is_down else room)
+        if is_down:  # no camera and no single segment may own every probe
+            probes = [debt for debts in by_camera.values() for debt in debts[:PROBE_CHOICE]]
+            return self._aged(random.sample(probes, min(1, len(probes))), now)
+        return self._aged(take_turns(by_camera, room), now)
 
     def _oldest(self, room: int) -> dict[str, list[Debt]]:
         """Return each camera's oldest debts without a message, as many as could be chosen."""
@@ -223,7 +262,7 @@ class Recovery:
         """
         found = []
         for debt in debts:
-            with contextlib.suppress(HostileNameError), contextlib.ExitStack() as stack:
+            with contextlib.suppress(HostileNameError, OSError), contextlib.ExitStack() as stack:
                 free = claim(self.spool, debt.session, debt.segment)
                 if (
                     free is not None
@@ -255,7 +294,7 @@ def drop_expired(spool: Spool, retention: float) -> int:
         for segment in spool.segments(session):
             if segment.end >= oldest:
                 break
-            with contextlib.suppress(HostileNameError), contextlib.ExitStack() as stack:
+            with contextlib.suppress(HostileNameError, OSError), contextlib.ExitStack() as stack:
                 found = claim(spool, session, segment)
                 if found is not None:
                     stack.enter_context(found).dropped(
@@ -275,21 +314,33 @@ def sweep(spool: Spool, *, sweep_after: float, keep_rejected: float) -> list[Ses
     Returns what was removed.
     """
     spool.check_mounted()
-    return [name for name in spool.sessions() if _sweep_one(spool, name, sweep_after, keep_rejected)]
+    removed = []
+    for name in spool.sessions():
+        try:
+            if _sweep_one(spool, name, sweep_after, keep_rejected):
+                removed.append(name)
+        except OSError as error:
+            log.warning("session_not_swept", session=str(name), reason=error.strerror)
+    return removed
 
 
 def _sweep_one(spool: Spool, name: SessionName, sweep_after: float, keep_rejected: float) -> bool:
     path = spool.session_path(name)
-    age = spool.clock.time() - _newest_mtime(path)
-    if age < sweep_after or spool.segments(name) or spool.open_segments(name):
+    if spool.has_segments(name) or spool.open_segments(name):
         return False
-    rejected = spool.segments(name, REJECTED)
-    if rejected and age < keep_rejected:
+    if spool.clock.time() - _newest_mtime(path) < sweep_after:
         return False
     session = adopt(spool, name)
     if session is None:  # alive
         return False
-    with session:
+    with session, exclusive(spool.state / REJECTED_LOCK) as mine:
+        # Looked at once more, now that nobody requeues: a worker may have moved something meanwhile.
+        rejected = spool.segments(name, REJECTED)
+        age = spool.clock.time() - _newest_mtime(path)
+        if not mine or age < (max(sweep_after, keep_rejected) if rejected else sweep_after):
+            return False
+        if spool.has_segments(name) or spool.open_segments(name):
+            return False
         for segment in rejected:
             spool.journal.append(
                 name.camera,
@@ -299,8 +350,6 @@ def _sweep_one(spool: Spool, name: SessionName, sweep_after: float, keep_rejecte
                 segment=str(segment),
                 reason=f"rejected, and kept for {keep_rejected:.0f} s",
             )
-        if spool.segments(name) or spool.open_segments(name):
-            return False
         shutil.rmtree(path)
         for note in (REGISTERED_NOTE, ENDED_NOTE):
             (spool.state / f"asked-{name}{note}").unlink(missing_ok=True)
@@ -328,7 +377,22 @@ def _newest_mtime(path: Path) -> float:
 
 
 def requeue_rejected(spool: Spool, camera: str | None = None) -> int:
-    """Make rejected segments owed again; returns how many."""
+    """Make rejected segments owed again; returns how many. Waits for a sweep that is under way."""
+    with _one_after_the_other(spool.state / REJECTED_LOCK):
+        return _requeue_rejected(spool, camera)
+
+
+@contextlib.contextmanager
+def _one_after_the_other(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _requeue_rejected(spool: Spool, camera: str | None) -> int:
     count = 0
     for name in spool.sessions(camera):
         folder = spool.session_path(name) / REJECTED
@@ -348,7 +412,7 @@ def requeue_rejected(spool: Spool, camera: str | None = None) -> int:
 
 
 def note_gap(spool: Spool, camera: str, *, start: datetime, end: datetime, cause: str) -> None:
-    """Journal a time without video. A full disk costs the line, not the camera."""
+    """Journal a time without video. Trouble with the journal costs the line, not the camera."""
     try:
         spool.journal.append(
             camera,
@@ -359,5 +423,4 @@ def note_gap(spool: Spool, camera: str, *, start: datetime, end: datetime, cause
             cause=cause,
         )
     except OSError as error:
-        if not is_full(error):
-            raise
+        log.warning("gap_not_noted", camera=camera, reason=error.strerror)

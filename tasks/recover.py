@@ -1,5 +1,7 @@
 """Recover: what is owed but has no message gets one, a window at a time; dead sessions are salvaged."""
 
+import contextlib
+
 import structlog
 
 from capture.handoff import (
@@ -16,6 +18,7 @@ from capture.handoff import (
     waiting,
 )
 from capture.outcome import attempt_seconds
+from capture.segment import SessionName
 from capture.upkeep import (
     ENDED_NOTE,
     REGISTERED_NOTE,
@@ -65,7 +68,8 @@ def _round(worker: Worker, *, going: bool) -> str:
     for message in _messages(worker, picked, is_down=is_down):
         publish(app, message)
     # A probe that fails ends its message: its segment must not wait for one that is gone.
-    recovery.save([] if is_down else picked)
+    with contextlib.suppress(OSError):  # it only saves duplicates
+        recovery.save([] if is_down else picked)
     return f"sent messages for {len(picked)} segments"
 
 
@@ -74,10 +78,15 @@ def _tell_the_cloud(worker: Worker, *, is_down: bool) -> None:
         return
     for session in to_register(worker.spool):
         publish(app, Message(REGISTER_CAMERA, (str(session),)))
-        note_asked(worker.spool, session, REGISTERED_NOTE)
+        _note_asked(worker, session, REGISTERED_NOTE)
     for session in to_end(worker.spool):
         publish(app, Message(END_SESSION, (str(session),)))
-        note_asked(worker.spool, session, ENDED_NOTE)
+        _note_asked(worker, session, ENDED_NOTE)
+
+
+def _note_asked(worker: Worker, session: SessionName, note: str) -> None:
+    with contextlib.suppress(OSError):
+        note_asked(worker.spool, session, note)
 
 
 def _messages(worker: Worker, picked: list[Picked], *, is_down: bool) -> list[Message]:

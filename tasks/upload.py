@@ -20,7 +20,7 @@ from capture.handoff import (
 from capture.ingest import deadline_passed
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName
-from capture.spool import REFUSED_FILE, write_json
+from capture.spool import REFUSED_FILE
 from capture.upkeep import is_over
 from tasks.celery import (
     RefusedByCloudError,
@@ -49,7 +49,7 @@ def upload_segment(self: RelayTask, session: str, segment: str) -> str:
 
 @app.task(base=RelayTask, name=UPLOAD_BATCH)
 def upload_batch(items: Sequence[Sequence[str]]) -> str:
-    """Send several backlog segments; stop at the first that finds the cloud down. Recover retries."""
+    """Send several backlog segments, each on its own. What fails stays owed: recover brings it back."""
     if not isinstance(items, list) or len(items) > MOST_IN_A_BATCH:
         return _hostile("expected a short list of names")
     worker = this_worker()
@@ -57,13 +57,16 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
     for item in items:
         if not isinstance(item, list) or len(item) != 2:  # noqa: PLR2004 - session and segment
             return _hostile("expected pairs of names")
-        outcome = _upload(worker, item[0], item[1], attempt=1)
+        # What fails stays owed and must not hold up its neighbours; if the cloud is down, the gate ends them.
+        try:
+            outcome = _upload(worker, item[0], item[1], attempt=1)
+        except OSError as error:
+            log.error("segment_not_sent", segment=ascii(item[1])[:80], reason=error.strerror)
+            continue
         if isinstance(outcome, str):
             continue
         if outcome.kind is Kind.FATAL:
             _conclude(worker, outcome)
-        if outcome.kind is Kind.TRANSIENT:
-            return f"sent {sent} of {len(items)}; the rest stays owed: {outcome.reason}"
         sent += outcome.kind is Kind.OK
     if sent and not waiting(app, BACKLOG):
         hint(app, Message(RECOVER, (True,)))  # the next window, without waiting for beat
@@ -113,8 +116,12 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
         except SoftTimeLimitExceeded:
             worker.drop_client()
             outcome, sha256 = deadline_passed(), ""
-        _settle(worker, claimed, outcome, sha256, attempt)
-        worker.report(outcome, token)
+        if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
+            worker.report(outcome, token)
+            _settle(worker, claimed, outcome, sha256, attempt)
+        else:
+            _settle(worker, claimed, outcome, sha256, attempt)
+            worker.report(outcome, token)
     return outcome
 
 
@@ -140,7 +147,7 @@ def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attem
             )
     elif outcome.kind is Kind.FATAL:
         note = worker.gate.refusal_note(outcome)
-        write_json(worker.spool.session_path(claimed.session) / REFUSED_FILE, note)
+        worker.spool.write_for_sure(worker.spool.session_path(claimed.session) / REFUSED_FILE, note)
         log.error("token_refused", reason=outcome.reason, advice=note["advice"], **names)
 
 

@@ -365,7 +365,7 @@ def test_a_living_session_is_left_alone(spool):
         assert spool.session_info(session.name)["ended_at"] is None
 
 
-@pytest.mark.parametrize(("age", "salvaged"), [(30, False), (90, True)])
+@pytest.mark.parametrize(("age", "salvaged"), [(30, False), (200, True)])
 def test_another_hosts_session_is_salvaged_only_after_a_long_silence(spool, age, salvaged):
     with new_session(spool) as session:
         write_open(session, 1)

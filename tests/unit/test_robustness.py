@@ -1,0 +1,172 @@
+"""One bad thing never stops the others."""
+
+import json
+import os
+
+import pytest
+
+from capture.camera import Camera, CameraPlan
+from capture.claim import claim
+from capture.errors import ConfigError, RelayError, SpoolFullError
+from capture.ffmpeg import CaptureOptions
+from capture.gate import Gate, Verdict
+from capture.journal import Event, Journal
+from capture.settings import IngestSettings
+from capture.source import parse_source
+from capture.spool import Spool, read_json
+from capture.upkeep import Recovery, close_dead_sessions, note_gap, requeue_rejected, sweep
+from tests.conftest import PACKET, add_segment, start_session
+
+
+def owing(spool, camera, count):
+    with start_session(spool, camera) as session:
+        for number in range(1, count + 1):
+            add_segment(session, number)
+        session.end()
+    return session
+
+
+def drain(spool, works, rounds=200):
+    """Recover as the tasks do, where only some segments can be delivered; return what was."""
+    delivered = set()
+    for _ in range(rounds):
+        recovery = Recovery.load(spool, recover_after=0.0)
+        picked = recovery.pick(is_down=False)
+        recovery.save(picked)
+        for p in picked:
+            if works(p.debt):
+                with claim(spool, p.debt.session, p.debt.segment) as claimed:
+                    claimed.delivered(sha256="", status=204, attempts=1)
+                delivered.add((p.debt.session.camera, p.debt.segment.sequence))
+        spool.clock.step(5)
+    return delivered
+
+
+@pytest.fixture
+def stepped(tmp_path, clock):
+    return Spool.open(tmp_path / "stepped", create=True, clock=clock)
+
+
+def test_a_camera_that_the_cloud_cannot_take_does_not_hold_up_the_others(stepped):
+    owing(stepped, "bad", 20)
+    owing(stepped, "good", 20)
+    delivered = drain(stepped, lambda debt: debt.session.camera == "good")
+    assert delivered == {("good", number) for number in range(1, 21)}
+
+
+def test_while_the_cloud_is_down_every_camera_gets_its_probe(stepped):
+    for camera in "abc":
+        owing(stepped, camera, 5)
+    probes = [Recovery.load(stepped, recover_after=0.0).pick(is_down=True) for _ in range(100)]
+    assert {len(picked) for picked in probes} == {1}
+    assert {picked[0].debt.session.camera for picked in probes} == set("abc")
+    assert len({picked[0].debt.segment for picked in probes}) > 1
+
+
+def test_one_entry_that_cannot_be_salvaged_does_not_stop_the_salvage_of_others(spool):
+    with start_session(spool, "bad") as bad:
+        (bad.open_directory / "00000001.ts").mkdir()
+    with start_session(spool, "good") as good:
+        (good.open_directory / "00000001.ts").write_bytes(PACKET)
+    assert [name for name, _ in close_dead_sessions(spool)] == [good.name]
+
+
+def test_where_the_spool_is_not_mounted_the_journal_makes_nothing(tmp_path):
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FileNotFoundError):
+        Journal(tmp_path / "bare" / "journal").append("door", Event.GAP)
+    assert list((tmp_path / "bare").iterdir()) == []
+
+
+def failing_append(*_args, **_kwargs):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_journal_that_cannot_be_written_costs_lines_and_no_segment(spool, monkeypatch):
+    with start_session(spool) as session:
+        monkeypatch.setattr(Journal, "append", failing_append)
+        owed = add_segment(session, 1)
+        note_gap(spool, "door", start=spool.clock.now(), end=spool.clock.now(), cause="x")
+    assert spool.segments(session.name) == [owed.segment]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"failures": 9, "probes": NaN, "probe_at": 0}',
+        '{"failures": 9, "probes": Infinity, "probe_at": Infinity}',
+        '{"failures": 9, "probe_at": 1e200, "asked": 1e300}',
+        '{"failures": 1' + "0" * 400 + "}",
+        "[" * 60_000,
+    ],
+)
+def test_no_state_file_shuts_the_gate_for_good(spool, text):
+    (spool.state / "breaker.json").write_text(text)
+    with Gate(spool, IngestSettings()).admit("T") as admission:
+        assert admission.verdict in {Verdict.GO, Verdict.PROBE}
+
+
+def test_a_deeply_nested_file_reads_as_empty(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[" * 60_000)
+    assert read_json(path) == {}
+
+
+@pytest.mark.parametrize("sent", [{"a": "x"}, {"a": None}, {"a": [1]}])
+def test_a_damaged_memory_of_recovery_is_forgotten(spool, sent):
+    (spool.state / "recover.json").write_text(json.dumps({"window": 10**9, "sent": sent}))
+    recovery = Recovery.load(spool, recover_after=0.0)
+    assert recovery.sent == {}
+    assert recovery.window <= 256
+
+
+def test_a_delivered_segment_that_a_full_disk_emptied_is_not_journalled_as_dropped(spool):
+    session = owing(spool, "door", 1)
+    (segment,) = spool.segments(session.name)
+    os.truncate(session.path / str(segment), 0)
+    with claim(spool, session.name, segment) as claimed:
+        claimed.dropped(reason="no room")
+    assert [entry.event for entry in spool.journal.read("door")][-1] is Event.DELIVERED
+
+
+def test_what_was_requeued_is_not_swept(spool):
+    session = owing(spool, "door", 1)
+    (segment,) = spool.segments(session.name)
+    with claim(spool, session.name, segment) as claimed:
+        claimed.rejected(status=413, reason="x")
+    requeue_rejected(spool)
+    for path in session.path.rglob("*"):
+        os.utime(path, (0, 0))
+    assert sweep(spool, sweep_after=60, keep_rejected=60) == []
+    assert spool.segments(session.name) == [segment]
+
+
+class _Ended:
+    def __init__(self, lines):
+        self._lines = lines
+
+    def lines(self):
+        return self._lines
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "error"),
+    [
+        (-9, [], RelayError),
+        (1, ["[error] av_interleaved_write_frame(): No space left on device"], SpoolFullError),
+        (0, [], type(None)),
+    ],
+)
+def test_a_file_that_was_captured_in_part_is_never_called_done(spool, code, lines, error):
+    plan = CameraPlan("door", "door", parse_source("clip.mp4"), CaptureOptions(2.0))
+    camera = Camera(plan, spool=spool, ffmpeg="ffmpeg", on_owed=lambda *_: None, on_session=lambda *_: None)
+    camera._segments = 3
+    run = type("Run", (), {"tail": _Ended(lines), "complaint": None})()
+    assert camera._judge(run, code) is None
+    assert type(camera.status().error) is error
+
+
+def test_an_unmounted_spool_is_a_configuration_error_and_not_a_traceback(spool):
+    (spool.root / ".relay-spool").unlink()
+    with pytest.raises(ConfigError):
+        spool.check_mounted()
