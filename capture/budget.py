@@ -13,11 +13,12 @@ import structlog
 
 from capture.claim import HostileNameError, claim
 from capture.journal import Event
+from capture.locks import exclusive
 from capture.retention import Held, Room, choose, default_min_free, excess
 from capture.segment import SegmentName, SessionName
 from capture.settings import SpoolSettings
 from capture.spool import REJECTED, Spool
-from capture.upkeep import REJECTED_LOCK, exclusive
+from capture.upkeep import REJECTED_LOCK
 
 TICK_SECONDS = 1.0
 LOOK_AGAIN_SECONDS = 30.0

@@ -8,20 +8,19 @@ Closed, everything passes; that costs two failed look-ups in a directory. After 
 in a row it opens: one probe at a time, at growing and jittered intervals; the first success closes it.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import hmac
 import math
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from capture.locks import one_after_the_other
 from capture.outcome import Kind, Outcome
 from capture.segment import rfc3339
 from capture.settings import IngestSettings
@@ -194,7 +193,7 @@ class Gate:
         return was_shut
 
     def _count_failure(self, outcome: Outcome) -> Change:
-        with self._locked():
+        with one_after_the_other(self._spool.state / "breaker.lock"):
             state = read_json(self._breaker)
             before = int(_number(state, "failures"))
             failures = before + (DEAR_FAILURE if outcome.timed_out else 1)
@@ -228,12 +227,3 @@ class Gate:
             "reason": outcome.reason,
             "advice": ADVICE.get(outcome.status, ADVICE[401]),
         }
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = os.open(self._spool.state / "breaker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)

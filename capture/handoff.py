@@ -4,6 +4,7 @@ The only import of Celery in `capture`. A message is a hint: when the broker is 
 are dropped, and `recover` finds the segment in the spool.
 """
 
+import contextlib
 import queue
 import threading
 from collections.abc import Sequence
@@ -107,15 +108,9 @@ class Publisher:
 
     def close(self, timeout: float) -> None:
         """Publish what waits, for at most `timeout` seconds."""
-        self.send_last()
-        self._thread.join(timeout)
-
-    def send_last(self) -> None:
-        """Let the thread end after what waits now."""
-        try:
+        with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
-        except queue.Full:
-            self.dropped += 1
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         while (message := self._waiting.get()) is not None:

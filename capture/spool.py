@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -171,23 +171,20 @@ class Spool:
 
     def journal_for_sure(self, camera: str, event: Event, fields: dict[str, object]) -> None:
         """Journal durably what is about to be deleted; on a full disk, in the room kept aside for it."""
-        try:
-            self.journal.append(camera, event, durable=True, **fields)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            (self.state / BALLAST).unlink(missing_ok=True)
-            self.journal.append(camera, event, durable=True, **fields)
+        self._for_sure(lambda: self.journal.append(camera, event, durable=True, **fields))
 
     def write_for_sure(self, path: Path, data: dict[str, Any]) -> None:
         """Write a small state file; on a full disk, in the room kept aside."""
+        self._for_sure(lambda: write_json(path, data))
+
+    def _for_sure(self, write: Callable[[], None]) -> None:
         try:
-            write_json(path, data)
+            write()
         except OSError as error:
             if not is_full(error):
                 raise
             (self.state / BALLAST).unlink(missing_ok=True)
-            write_json(path, data)
+            write()
 
     def count_reject(self, camera: str) -> int:
         """Count one more rejected segment of a camera; return how many there were in a row."""

@@ -4,12 +4,11 @@ Each works from what the directories say now. What they remember between rounds 
 """
 
 import contextlib
-import fcntl
 import os
 import random
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import zip_longest
@@ -20,6 +19,7 @@ import structlog
 
 from capture.claim import HostileNameError, claim
 from capture.journal import Event
+from capture.locks import exclusive, one_after_the_other
 from capture.segment import SegmentName, SessionName, rfc3339
 from capture.session import adopt
 from capture.spool import REJECTED, SESSION_FILE, Debt, Spool, read_json, write_json
@@ -39,24 +39,6 @@ _TELL_AGAIN_SECONDS = 30.0
 _REJECTED_AGAIN_SECONDS = 600.0
 
 log = structlog.get_logger()
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
-    """Try to be the only one who holds a lock file, which is made if need be; yields whether this one is."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    try:
-        yield _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 # --- sessions --------------------------------------------------------------------------------------
@@ -113,9 +95,8 @@ def _newest_of(path: Path) -> float:
     try:
         newest = path.lstat().st_mtime
         if path.is_dir():
-            newest = max(
-                [newest, *(entry.stat(follow_symlinks=False).st_mtime for entry in os.scandir(path))]
-            )
+            with os.scandir(path) as entries:
+                newest = max([newest, *(entry.stat(follow_symlinks=False).st_mtime for entry in entries)])
     except OSError:
         return 0.0
     return newest
@@ -164,7 +145,7 @@ def is_told(spool: Spool, name: SessionName, note: str) -> bool:
 def _untold(spool: Spool, name: SessionName, note: str) -> bool:
     """Tell whether a note is missing, leaving the message that was sent last some time to be worked on."""
     path = spool.session_path(name)
-    if not (path / "session.json").exists() or is_told(spool, name, note):
+    if not (path / SESSION_FILE).exists() or is_told(spool, name, note):
         return False
     asked = spool.state / f"asked-{name}{note}"
     now = spool.clock.time()
@@ -378,18 +359,8 @@ def _newest_mtime(path: Path) -> float:
 
 def requeue_rejected(spool: Spool, camera: str | None = None) -> int:
     """Make rejected segments owed again; returns how many. Waits for a sweep that is under way."""
-    with _one_after_the_other(spool.state / REJECTED_LOCK):
+    with one_after_the_other(spool.state / REJECTED_LOCK):
         return _requeue_rejected(spool, camera)
-
-
-@contextlib.contextmanager
-def _one_after_the_other(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _requeue_rejected(spool: Spool, camera: str | None) -> int:

@@ -17,6 +17,7 @@ from capture.handoff import (
     upload_message,
     waiting,
 )
+from capture.locks import exclusive
 from capture.outcome import attempt_seconds
 from capture.segment import SessionName
 from capture.upkeep import (
@@ -25,7 +26,6 @@ from capture.upkeep import (
     Picked,
     Recovery,
     close_dead_sessions,
-    exclusive,
     note_asked,
     to_end,
     to_register,
@@ -55,10 +55,11 @@ def _round(worker: Worker, *, going: bool) -> str:
     worker.spool.check_mounted()
     for session, segments in close_dead_sessions(worker.spool):
         log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
-    if worker.gate.refusal(worker.token()) and worker.settings.ingest.on_refused == "stop":
+    is_refused = worker.gate.refusal(worker.token()) is not None
+    if is_refused and worker.settings.ingest.on_refused == "stop":
         return "the token is refused: nothing is sent"
     # Down, or held back because the token is refused: either way one segment at a time goes to the gate.
-    is_down = worker.gate.is_open() or worker.gate.refusal(worker.token()) is not None
+    is_down = worker.gate.is_open() or is_refused
     _tell_the_cloud(worker, is_down=is_down)
     if waiting(app, BACKLOG):
         return "the last window is not taken yet"

@@ -12,10 +12,11 @@ import structlog
 
 from capture.claim import HostileNameError, parse_session
 from capture.handoff import END_SESSION, REGISTER_CAMERA
+from capture.locks import exclusive
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName, rfc3339
 from capture.spool import REFUSED_FILE, write_json
-from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, exclusive, is_over, is_told, superseded
+from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told, superseded
 from tasks.celery import RefusedByCloudError, RelayTask, TransientError, app
 from tasks.worker import Worker, this_worker
 
