@@ -285,6 +285,11 @@ def drop_expired(spool: Spool, retention: float) -> int:
     return count
 
 
+def forget_messages(spool: Spool) -> None:
+    """Let recover begin anew: the messages that it remembers do not exist, or do not count."""
+    (spool.state / RECOVERY_FILE).unlink(missing_ok=True)
+
+
 # --- sweep -----------------------------------------------------------------------------------------
 
 
@@ -378,7 +383,7 @@ def _requeue_rejected(spool: Spool, camera: str | None) -> int:
             )
             count += 1
     if count:  # recover must not take them for those it has just sent messages for
-        (spool.state / RECOVERY_FILE).unlink(missing_ok=True)
+        forget_messages(spool)
     return count
 
 
