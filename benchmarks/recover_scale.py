@@ -1,4 +1,4 @@
-"""What one round of `recover` costs over very many owed segments.
+"""What it costs `recover` to choose a window of segments from very many, with and without a listing.
 
 .venv/bin/python benchmarks/recover_scale.py [--segments 100000] [--cameras 8]
 """
@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from statistics import median
 
+from capture.recovery import Shortlist
 from capture.session import Session
 from capture.source import parse_source
 from capture.spool import Spool
-from capture.upkeep import Recovery
 
 
 def main() -> None:
@@ -26,10 +26,12 @@ def main() -> None:
         for share in (100, 10, 1):
             count = options.segments // share
             owe(spool, count, options.cameras)
-            rounds = [one_round(spool) for _ in range(5)]
-            spread = f"{min(rounds) * 1e3:.0f} to {max(rounds) * 1e3:.0f}"
-            print(f"{count:>8} owed: {median(rounds) * 1e3:.0f} ms a round ({spread}), ", end="")
-            print(f"{median(rounds) / count * 1e6:.2f} us each")
+            listing = [pick(Shortlist(spool)) for _ in range(5)]
+            warm = Shortlist(spool)
+            pick(warm)
+            further = [pick(warm) for _ in range(5)]
+            print(f"{count:>8} owed: {words(listing)} with a listing, {words(further)} without; ", end="")
+            print(f"a listing costs {median(listing) / count * 1e6:.2f} us for each")
     print(f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
@@ -49,10 +51,15 @@ def owe(spool: Spool, count: int, cameras: int) -> None:
             (path / f"{sequence:08d}_20260601T120000.000Z_2000.ts").touch()
 
 
-def one_round(spool: Spool) -> float:
+def pick(shortlist: Shortlist) -> float:
+    """Return the seconds that it takes to choose one batch."""
     began = time.perf_counter()
-    Recovery.load(spool, recover_after=0.0).pick(is_down=False)
+    shortlist.pick(32, older_than=0.0)
     return time.perf_counter() - began
+
+
+def words(seconds: list[float]) -> str:
+    return f"{median(seconds) * 1e3:.1f} ms ({min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f})"
 
 
 if __name__ == "__main__":

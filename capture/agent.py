@@ -15,6 +15,7 @@ from capture.errors import ConfigError, RelayError
 from capture.ffmpeg import CaptureOptions
 from capture.gate import Gate
 from capture.handoff import (
+    BACKLOG,
     END_SESSION,
     RECOVER,
     REGISTER_CAMERA,
@@ -152,8 +153,9 @@ class Agent:
                     return
                 size = self._free_size(debt)
                 if size is not None:
+                    # Not among the live ones: there a worker leaves what is old to recover.
                     self._publisher.send(
-                        upload_message(self._settings.ingest, debt.session, debt.segment, size)
+                        upload_message(self._settings.ingest, debt.session, debt.segment, size, BACKLOG)
                     )
                     sent += 1
         for name in self._sessions:

@@ -20,7 +20,7 @@ from capture.errors import ConfigError
 from capture.process import Child, describe_exit
 
 if TYPE_CHECKING:
-    from redis import Redis
+    from redis import ConnectionPool, Redis
 
 SOCKET_NAME: Final = "broker.sock"
 LOG_NAME: Final = "broker.log"
@@ -183,6 +183,30 @@ def queue_lengths(
             pipe.llen(key_prefix + queue)
         pipe.hlen(key_prefix + UNACKED)
         return dict(zip([*queues, UNACKED], pipe.execute(), strict=True))
+
+
+@contextmanager
+def plain_client(pool: "ConnectionPool") -> Iterator["Redis"]:
+    """Give a client that shares kombu's connections and names keys as they are, without Celery's prefix.
+
+    Raises OSError for whatever keeps the broker from answering.
+    """
+    from redis import Redis, RedisError  # noqa: PLC0415  heavy, and not every command asks
+
+    try:
+        yield Redis(connection_pool=pool)
+    except RedisError as error:
+        raise OSError(errno.EHOSTDOWN, f"the broker does not serve us: {type(error).__name__}") from error
+
+
+@contextmanager
+def fresh_client(url: str, timeout: float) -> Iterator["Redis"]:
+    """Give a client with a connection of its own. Raises OSError as `plain_client` does."""
+    try:
+        with _asking(url, timeout) as client:
+            yield client
+    except ConfigError as error:
+        raise OSError(errno.EHOSTDOWN, str(error)) from error
 
 
 def shown_url(url: str) -> str:

@@ -18,7 +18,6 @@ from capture.settings import Settings, require_cloud
 from capture.sink import FaultPlan, Sink, SinkEvent
 from capture.spool import Spool
 from capture.stack import Stack
-from capture.upkeep import forget_messages
 
 
 def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool, str]:
@@ -53,8 +52,6 @@ def run_everything(
     if not own_broker:
         ping(settings.broker.url.get_secret_value())
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
-    if own_broker:  # it begins empty: what a killed run had sent messages for must not wait for them
-        forget_messages(spool)
     signals = StopSignals()
     signals.install()
     with RuntimeDir() as runtime:

@@ -29,10 +29,14 @@ from capture.spool import Spool, read_json
 FAILURES_TO_OPEN = 3
 DEAR_FAILURE = 2  # a cloud that never answers costs a whole deadline each time: two of those are enough
 FIRST_PROBE_SECONDS = 1.0
-SLOWEST_PROBE_SECONDS = 5.0
-PROBE_ANSWER_SECONDS = 5.0
+# Together below the ten seconds within which new video has to pass again after an outage.
+SLOWEST_PROBE_SECONDS = 4.0
+PROBE_ANSWER_SECONDS = 4.0
 PATIENT_PROBE_EVERY = 6
 LONGEST_ASKED_SECONDS = 300.0
+LONGEST_HELD_SECONDS = 86400.0
+PROBE_SLOT = "probe.lock"
+PATIENT_SLOT = "probe-patient.lock"
 _BREAKER = "breaker.json"
 
 ADVICE = {
@@ -69,8 +73,8 @@ def probe_delay(probes: int, dice: float) -> float:
 def probe_answer_seconds(probes: int) -> float | None:
     """Return how long a probe waits for its answer: mostly not long, sometimes as long as any attempt.
 
-    A cloud that hangs would otherwise hold the only probe for a whole deadline while it comes back;
-    one that is slow but sound must still be able to pass.
+    A cloud that hangs would otherwise hold the probe for a whole deadline while it comes back; one that is
+    slow but sound must still be able to pass.
     """
     return None if (probes + 1) % PATIENT_PROBE_EVERY == 0 else PROBE_ANSWER_SECONDS
 
@@ -111,6 +115,15 @@ class Admission:
             self._slot = None
 
 
+@dataclass(frozen=True)
+class _Shut:
+    """Why the gate is shut, and the seconds until a probe may pass (0 or less: now)."""
+
+    verdict: Verdict
+    wait: float
+    probes: int = 0
+
+
 class Gate:
     """Asked before an attempt, told after it."""
 
@@ -146,31 +159,69 @@ class Gate:
 
     def admit(self, token: str) -> Admission:
         """Say whether an attempt may go out now."""
+        shut = self._shut(token)
+        if shut is None:
+            return Admission(Verdict.GO)
+        if shut.wait > 0:
+            return Admission(shut.verdict)
+        answer_seconds = probe_answer_seconds(shut.probes)
+        if answer_seconds is None and (slot := self._take(PATIENT_SLOT)) is not None:
+            # It may take long, and is not to stand in the way of the next short ones meanwhile.
+            self._pass_turn()
+            return Admission(Verdict.PROBE, None, slot)
+        slot = self._take(PROBE_SLOT)
+        if slot is None:
+            return Admission(shut.verdict)
+        return Admission(Verdict.PROBE, PROBE_ANSWER_SECONDS, slot)
+
+    def is_due(self, token: str) -> bool:
+        """Tell whether an attempt would go out now, if nobody else is at it."""
+        shut = self._shut(token)
+        return shut is None or (shut.wait <= 0 and math.isfinite(shut.wait))
+
+    def next_probe_in(self) -> float:
+        """Return the seconds until the next probe of a cloud that is down; 0 when one is due."""
+        state = read_json(self._breaker)
+        return max(0.0, self._wait(_number(state, "probe_at"), asked=_number(state, "asked")))
+
+    def _shut(self, token: str) -> "_Shut | None":
+        """Return why and for how long the gate is shut for this token; None when it is open."""
         refused = self._refused_path(token)
         if refused.exists():
             if self._settings.on_refused == "stop":
-                return Admission(Verdict.REFUSED)
-            due = _number(read_json(refused), "at") + self._settings.hold_probe_every
-            return self._probe(Verdict.REFUSED, due=due, asked=self._settings.hold_probe_every)
+                return _Shut(Verdict.REFUSED, math.inf)
+            every = self._settings.hold_probe_every
+            return _Shut(Verdict.REFUSED, self._wait(_number(read_json(refused), "at") + every, asked=every))
         state = read_json(self._breaker)
         if _number(state, "failures") < FAILURES_TO_OPEN:
-            return Admission(Verdict.GO)
-        due, probes = _number(state, "probe_at"), int(_number(state, "probes"))
-        return self._probe(
-            Verdict.DOWN, due=due, probes=probes, asked=min(_number(state, "asked"), LONGEST_ASKED_SECONDS)
-        )
+            return None
+        wait = self._wait(_number(state, "probe_at"), asked=_number(state, "asked"))
+        return _Shut(Verdict.DOWN, wait, int(_number(state, "probes")))
 
-    def _probe(self, otherwise: Verdict, *, due: float, asked: float, probes: int = 0) -> Admission:
+    def _wait(self, due: float, *, asked: float) -> float:
+        """Return the seconds until a probe is due; a wait that nobody set is a clock that was set back."""
         wait = due - self._spool.clock.time()
-        if 0 < wait <= max(SLOWEST_PROBE_SECONDS, asked):  # a longer one is a clock that was set back
-            return Admission(otherwise)
-        slot = os.open(self._spool.state / "probe.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return wait if wait <= max(SLOWEST_PROBE_SECONDS, min(asked, LONGEST_HELD_SECONDS)) else 0.0
+
+    def _take(self, slot: str) -> int | None:
+        """Lock a slot for one attempt; None while somebody else has it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._spool.state / slot, flags, 0o640)
         try:
-            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(slot)
-            return Admission(otherwise)
-        return Admission(Verdict.PROBE, probe_answer_seconds(probes), slot)
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _pass_turn(self) -> None:
+        """Let the next probe be due after its usual time, though this one has not come back."""
+        with one_after_the_other(self._spool.state / "breaker.lock"):
+            state = read_json(self._breaker)
+            if state:
+                probes = int(_number(state, "probes")) + 1
+                due = self._spool.clock.time() + probe_delay(probes, self._dice.random())
+                self._spool.write_for_sure(self._breaker, {**state, "probes": probes, "probe_at": due})
 
     def report(self, outcome: Outcome, token: str) -> Change:
         """Note an outcome; return what it changed."""

@@ -5,9 +5,10 @@ are dropped, and `recover` finds the segment in the spool.
 """
 
 import contextlib
+import errno
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from capture.broker import plain_client
 from capture.outcome import attempt_seconds
 from capture.segment import SegmentName, SessionName
 from capture.settings import IngestSettings, Settings
@@ -148,10 +150,22 @@ def hint(app: Celery, message: Message) -> None:
         log.debug("hint_lost", task=message.task, reason=type(error).__name__)
 
 
-def waiting(app: Celery, queue: str) -> int:
-    """Return how many messages wait in a queue; those being worked on are not among them."""
-    with app.connection_for_write() as connection:
-        return int(connection.default_channel.client.llen(queue))  # type: ignore[attr-defined]
+@contextlib.contextmanager
+def broker_client(app: Celery) -> Iterator[Any]:
+    """Give a Redis client that shares the app's connections. Raises OSError when the broker is away."""
+    try:
+        with app.pool.acquire(block=True) as connection:
+            channel: Any = connection.default_channel  # type: ignore[attr-defined] # a connection, not a producer
+            pool = channel.client.connection_pool
+            with plain_client(pool) as client:
+                yield client
+    except OperationalError as error:
+        raise OSError(errno.EHOSTDOWN, f"the broker does not serve us: {type(error).__name__}") from error
+
+
+def key_prefix(app: Celery) -> str:
+    """Return what stands before all of the app's keys on a shared server."""
+    return str(app.conf.broker_transport_options.get("global_keyprefix", ""))
 
 
 def publish_once(settings: Settings, message: Message) -> str | None:

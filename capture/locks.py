@@ -3,15 +3,24 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+POLL_SECONDS = 0.01
+
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
-    """Try to be the only one who holds a lock file, which is made if need be; yields whether this one is."""
+def exclusive(path: Path, *, wait: float = 0.0) -> Iterator[bool]:
+    """Try to be the only one who holds a lock file, which is made if need be; yields whether this one is.
+
+    Tries again for `wait` seconds.
+    """
+    until = time.monotonic() + wait
     with _opened(path) as descriptor:
-        yield _try(descriptor)
+        while not (is_mine := _try(descriptor)) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        yield is_mine
 
 
 @contextlib.contextmanager

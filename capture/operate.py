@@ -189,7 +189,7 @@ def requeue(camera: str | None, config: Path | None, *, rejected: bool, **flags:
         owed = opened.owed_count({camera} if camera else None)
         click.echo(f"owed: {many(owed, 'segment')}")
         settings = with_broker_of(opened, settings)
-    trouble = publish_once(settings, Message(RECOVER, ()))
+    trouble = publish_once(settings, Message(RECOVER, (True, True)))
     if trouble is None:
         click.echo("asked the workers to send at once")
     else:

@@ -43,6 +43,15 @@ class Debt:
     session: SessionName
     segment: SegmentName
 
+    @property
+    def camera(self) -> str:
+        return self.session.camera
+
+    @property
+    def key(self) -> str:
+        """What names it among all others: ``<session directory>/<segment>``."""
+        return f"{self.session}/{self.segment}"
+
 
 class Spool:
     """A spool that was checked: marked as one, and of a format this program knows."""

@@ -1,37 +1,28 @@
-"""Upkeep of the spool by the workers: salvage of dead sessions, the order of recovery, the sweep.
+"""Upkeep of the spool by the workers: salvage of dead sessions, what the cloud was told, the sweep.
 
 Each works from what the directories say now. What they remember between rounds is a hint, and may be lost.
 """
 
 import contextlib
 import os
-import random
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from itertools import zip_longest
 from pathlib import Path
-from typing import Self
 
 import structlog
 
 from capture.claim import HostileNameError, claim
 from capture.journal import Event
 from capture.locks import exclusive, one_after_the_other
-from capture.segment import SegmentName, SessionName, rfc3339
+from capture.segment import SessionName, rfc3339
 from capture.session import adopt
-from capture.spool import REJECTED, SESSION_FILE, Debt, Spool, read_json, write_json
+from capture.spool import REJECTED, SESSION_FILE, Spool, read_json
 
 REGISTERED_NOTE = ".registered.json"
 ENDED_NOTE = ".stream-ended.json"
-RECOVERY_FILE = "recover.json"
 REJECTED_LOCK = "rejected.lock"
-SMALLEST_WINDOW = 4
-LARGEST_WINDOW = 256
-PROBE_CHOICE = 3  # a probe is one of the oldest few of a camera
-MESSAGE_LIFE_SECONDS = 60.0
 STALE_SEGMENTS = 5
 SILENT_SECONDS = 180.0  # an agent whose camera is away shows a sign of life every minute
 LONGEST_SEGMENT = 600.0
@@ -160,111 +151,7 @@ def note_asked(spool: Spool, name: SessionName, note: str) -> None:
     (spool.state / f"asked-{name}{note}").touch()
 
 
-# --- recovery --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Picked:
-    """A debt that gets a message, and its size in bytes."""
-
-    debt: Debt
-    size: int
-
-
-def take_turns(by_camera: Mapping[str, Sequence[Debt]], window: int) -> list[Debt]:
-    """Return up to `window` debts: cameras in turn, oldest first within one."""
-    rounds = zip_longest(*(debts[:window] for debts in by_camera.values()))
-    return [debt for turn in rounds for debt in turn if debt is not None][:window]
-
-
-def next_window(window: int, *, sent: int, left: int, is_down: bool) -> int:
-    """Return the next window: twice as large once the last was delivered, half when it was not."""
-    if is_down:
-        return SMALLEST_WINDOW
-    if sent and left == 0:
-        return min(LARGEST_WINDOW, window * 2)
-    if left > sent // 2:
-        return max(SMALLEST_WINDOW, window // 2)
-    return window
-
-
-@dataclass
-class Recovery:
-    """One round of recovery, and what it remembers of the last: the window, and who has a message."""
-
-    spool: Spool
-    recover_after: float
-    window: int = SMALLEST_WINDOW
-    sent: dict[str, float] = field(default_factory=dict)  # "<session>/<segment>" -> wall time in seconds
-
-    @classmethod
-    def load(cls, spool: Spool, *, recover_after: float) -> Self:
-        state = read_json(spool.state / RECOVERY_FILE)
-        sent = state.get("sent")
-        window = state.get("window")
-        return cls(
-            spool,
-            recover_after,
-            min(window, LARGEST_WINDOW) if isinstance(window, int) and window > 0 else SMALLEST_WINDOW,
-            {key: at for key, at in sent.items() if isinstance(at, float)} if isinstance(sent, dict) else {},
-        )
-
-    def pick(self, *, is_down: bool) -> list[Picked]:
-        """Choose who gets a message now. While the cloud is down that is one: the next probe."""
-        now = self.spool.clock.time()
-        if is_down:  # those messages ended at the gate
-            self.sent = {}
-        still = {key: at for key, at in self.sent.items() if self._exists(key)}
-        self.window = next_window(self.window, sent=len(self.sent), left=len(still), is_down=is_down)
-        self.sent = {key: at for key, at in still.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS}
-        room = 1 if is_down else self.window
-        by_camera = self._oldest(max(room, PROBE_CHOICE) if is_down else room)
-        if is_down:  # no camera and no single segment may own every probe
-            probes = [debt for debts in by_camera.values() for debt in debts[:PROBE_CHOICE]]
-            return self._aged(random.sample(probes, min(1, len(probes))), now)
-        return self._aged(take_turns(by_camera, room), now)
-
-    def _oldest(self, room: int) -> dict[str, list[Debt]]:
-        """Return each camera's oldest debts without a message, as many as could be chosen."""
-        by_camera: dict[str, list[Debt]] = {}
-        has_message = {key.partition("/")[2] for key in self.sent}
-        for session in self.spool.sessions():
-            debts = by_camera.setdefault(session.camera, [])
-            if len(debts) < room:
-                first = self.spool.first_segments(session, room - len(debts), has_message)
-                debts += [Debt(session, segment) for segment in first]
-        return by_camera
-
-    def _aged(self, debts: list[Debt], now: float) -> list[Picked]:
-        """Keep those that nobody sends and that had their chance on the live queue.
-
-        Their age is the time since they were last written: a name can lie in the future, where a file is
-        read faster than real time.
-        """
-        found = []
-        for debt in debts:
-            with contextlib.suppress(HostileNameError, OSError), contextlib.ExitStack() as stack:
-                free = claim(self.spool, debt.session, debt.segment)
-                if (
-                    free is not None
-                    and not 0 <= now - stack.enter_context(free).written_at < self.recover_after
-                ):
-                    found.append(Picked(debt, free.size))
-        return found
-
-    def save(self, picked: Sequence[Picked]) -> None:
-        now = self.spool.clock.time()
-        self.sent |= {_key(p.debt): now for p in picked}
-        write_json(self.spool.state / RECOVERY_FILE, {"window": self.window, "sent": self.sent})
-
-    def _exists(self, key: str) -> bool:
-        session, _, segment = key.partition("/")
-        known = SessionName.parse(session), SegmentName.parse(segment)
-        return None not in known and (self.spool.root / session / segment).exists()
-
-
-def _key(debt: Debt) -> str:
-    return f"{debt.session}/{debt.segment}"
+# --- retention ------------------------------------------------------------------------------------
 
 
 def drop_expired(spool: Spool, retention: float) -> int:
@@ -283,11 +170,6 @@ def drop_expired(spool: Spool, retention: float) -> int:
                     )
                     count += 1
     return count
-
-
-def forget_messages(spool: Spool) -> None:
-    """Let recover begin anew: the messages that it remembers do not exist, or do not count."""
-    (spool.state / RECOVERY_FILE).unlink(missing_ok=True)
 
 
 # --- sweep -----------------------------------------------------------------------------------------
@@ -382,8 +264,6 @@ def _requeue_rejected(spool: Spool, camera: str | None) -> int:
                 name.camera, Event.REQUEUED, durable=True, session=str(name), segment=str(segment)
             )
             count += 1
-    if count:  # recover must not take them for those it has just sent messages for
-        forget_messages(spool)
     return count
 
 

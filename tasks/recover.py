@@ -1,4 +1,4 @@
-"""Recover: what is owed but has no message gets one, a window at a time; dead sessions are salvaged."""
+"""Recover: what is owed but has no message gets one; dead sessions are salvaged, the cloud is told."""
 
 import contextlib
 
@@ -15,89 +15,124 @@ from capture.handoff import (
     publish,
     time_limits,
     upload_message,
-    waiting,
 )
 from capture.locks import exclusive
 from capture.outcome import attempt_seconds
+from capture.recovery import Picked
 from capture.segment import SessionName
-from capture.upkeep import (
-    ENDED_NOTE,
-    REGISTERED_NOTE,
-    Picked,
-    Recovery,
-    close_dead_sessions,
-    note_asked,
-    to_end,
-    to_register,
-)
+from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, close_dead_sessions, note_asked, to_end, to_register
+from tasks.batch import BATCH_SECONDS
 from tasks.celery import RelayTask, app
+from tasks.memory import Remembered
 from tasks.worker import Worker, this_worker
 
-BATCH = 8
+# Enough to be worth the message on a fast line; on a slow one a batch ends early.
+BATCH = 32
 SOON = 2.0  # seconds
+ROUND_SECONDS = 0.5  # a round is nearly always shorter
+STARVED_SECONDS = 15.0
 
 log = structlog.get_logger()
 
 
 @app.task(base=RelayTask, name=RECOVER)
-def recover(going: object = False) -> str:  # noqa: FBT002 - a message's argument
+def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT002 - a message's arguments
     """Run one round, unless another worker is at it.
 
     `going` says that uploads succeed just now, after an outage or in the middle of a backlog: then whoever
-    waits need not be left to the live queue for long.
+    waits need not be left to the live queue for long. `afresh` says that nobody counts as having a message.
     """
     worker = this_worker()
-    with exclusive(worker.spool.state / "recover.lock") as mine:
-        return _round(worker, going=going is True) if mine else "another worker is at it"
+    # A lane is free where something is going: that must not wait for beat because two ask at once.
+    with exclusive(worker.spool.state / "recover.lock", wait=ROUND_SECONDS if going is True else 0.0) as mine:
+        if not mine:
+            return "another worker is at it"
+        return _round(worker, going=going is True, afresh=afresh is True)
 
 
-def _round(worker: Worker, *, going: bool) -> str:
+def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
     worker.spool.check_mounted()
     for session, segments in close_dead_sessions(worker.spool):
         log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
+    if afresh:
+        worker.memory.clear()
+    remembered = worker.memory.load()
     is_refused = worker.gate.refusal(worker.token()) is not None
     if is_refused and worker.settings.ingest.on_refused == "stop":
         return "the token is refused: nothing is sent"
     # Down, or held back because the token is refused: either way one segment at a time goes to the gate.
-    is_down = worker.gate.is_open() or is_refused
-    _tell_the_cloud(worker, is_down=is_down)
-    if waiting(app, BACKLOG):
-        return "the last window is not taken yet"
+    if worker.gate.is_open() or is_refused:
+        return _send_probe(worker, remembered)
+    _tell_the_cloud(worker, remembered)
     patience = worker.settings.spool.recover_after
-    recovery = Recovery.load(worker.spool, recover_after=min(patience, SOON) if going else patience)
-    picked = recovery.pick(is_down=is_down)
-    for message in _messages(worker, picked, is_down=is_down):
-        publish(app, message)
-    # A probe that fails ends its message: its segment must not wait for one that is gone.
-    with contextlib.suppress(OSError):  # it only saves duplicates
-        recovery.save([] if is_down else picked)
+    return _send_batches(worker, remembered, older_than=min(patience, SOON) if going else patience)
+
+
+def _send_probe(worker: Worker, remembered: Remembered) -> str:
+    """While the cloud is down a message ends at the gate, so nobody counts as having one."""
+    if remembered.backlog or not worker.gate.is_due(worker.token()):
+        return "the cloud is down: no probe is due"
+    worker.memory.clear()
+    picked = worker.shortlist.pick_probe(older_than=worker.settings.spool.recover_after)
+    for probe in picked:
+        debt = probe.debt
+        publish(
+            worker.app,
+            upload_message(worker.settings.ingest, debt.session, debt.segment, probe.size, BACKLOG),
+        )
+    return f"the cloud is down: sent {len(picked)} probe"
+
+
+def _send_batches(worker: Worker, remembered: Remembered, *, older_than: float) -> str:
+    """Fill the lanes that are free: one batch each."""
+    running = worker.lanes.busy()
+    waiting = remembered.backlog
+    free = min(remembered.window, remembered.lanes) - running - waiting
+    if free <= 0:
+        return _help_the_starved(worker, remembered) if waiting and not running else "all lanes are taken"
+    # With nothing waiting and nobody sending, a message that is remembered went down with its worker.
+    sent = remembered.sent if running or waiting else {}
+    picked = worker.shortlist.pick(
+        free * BATCH, older_than=older_than, skip={*sent, *remembered.failed}, after=remembered.turn
+    )
+    if not picked:
+        return "nothing waits"
+    worker.memory.note_sent([each.debt.key for each in picked], turn=picked[-1].debt.camera)
+    size = -(-len(picked) // free)
+    for first in range(0, len(picked), size):
+        publish(worker.app, _batch(worker, picked[first : first + size]))
     return f"sent messages for {len(picked)} segments"
 
 
-def _tell_the_cloud(worker: Worker, *, is_down: bool) -> None:
-    if is_down or waiting(app, LIVE):
+def _help_the_starved(worker: Worker, remembered: Remembered) -> str:
+    """Where new segments keep all workers busy, let one of the backlog in among them now and then."""
+    before = worker.spool.clock.time() - STARVED_SECONDS
+    if any(at > before for at in remembered.sent.values()):
+        return "the last batch is not taken yet"
+    picked = worker.shortlist.pick(1, older_than=0.0, after=remembered.turn)
+    if picked:
+        worker.memory.note_sent([each.debt.key for each in picked], turn=picked[-1].debt.camera)
+        publish(worker.app, _batch(worker, picked, queue=LIVE))
+    return "the last batch was not taken for long: one segment goes among the new ones"
+
+
+def _batch(worker: Worker, picked: list[Picked], queue: str = BACKLOG) -> Message:
+    names = [[str(each.debt.session), str(each.debt.segment)] for each in picked]
+    longest = max(attempt_seconds(worker.settings.ingest, each.size) for each in picked)
+    return Message(UPLOAD_BATCH, (names,), queue, time_limits(BATCH_SECONDS + longest))
+
+
+def _tell_the_cloud(worker: Worker, remembered: Remembered) -> None:
+    if remembered.live:
         return
     for session in to_register(worker.spool):
-        publish(app, Message(REGISTER_CAMERA, (str(session),)))
+        publish(worker.app, Message(REGISTER_CAMERA, (str(session),)))
         _note_asked(worker, session, REGISTERED_NOTE)
     for session in to_end(worker.spool):
-        publish(app, Message(END_SESSION, (str(session),)))
+        publish(worker.app, Message(END_SESSION, (str(session),)))
         _note_asked(worker, session, ENDED_NOTE)
 
 
 def _note_asked(worker: Worker, session: SessionName, note: str) -> None:
     with contextlib.suppress(OSError):
         note_asked(worker.spool, session, note)
-
-
-def _messages(worker: Worker, picked: list[Picked], *, is_down: bool) -> list[Message]:
-    ingest = worker.settings.ingest
-    if is_down:
-        return [upload_message(ingest, p.debt.session, p.debt.segment, p.size, BACKLOG) for p in picked]
-    found = []
-    for first in range(0, len(picked), BATCH):
-        batch = picked[first : first + BATCH]
-        names = [[str(p.debt.session), str(p.debt.segment)] for p in batch]
-        limits = time_limits(sum(attempt_seconds(ingest, p.size) for p in batch))
-        found.append(Message(UPLOAD_BATCH, (names,), BACKLOG, limits))
-    return found

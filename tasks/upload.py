@@ -7,21 +7,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from capture.claim import Claim, HostileNameError, claim, parse_names
 from capture.gate import Verdict
-from capture.handoff import (
-    BACKLOG,
-    END_SESSION,
-    RECOVER,
-    UPLOAD_BATCH,
-    UPLOAD_SEGMENT,
-    Message,
-    hint,
-    waiting,
-)
+from capture.handoff import END_SESSION, LIVE, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, hint
 from capture.ingest import deadline_passed
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName
-from capture.spool import REFUSED_FILE
+from capture.spool import REFUSED_FILE, Debt
 from capture.upkeep import is_over
+from tasks.batch import Batch
 from tasks.celery import (
     RefusedByCloudError,
     RejectedByCloudError,
@@ -41,7 +33,8 @@ log = structlog.get_logger()
 def upload_segment(self: RelayTask, session: str, segment: str) -> str:
     """Send one segment; say in a few words what became of it."""
     worker = this_worker()
-    outcome = _upload(worker, session, segment, attempt=self.request.retries + 1)
+    is_live = (self.request.delivery_info or {}).get("routing_key") == LIVE
+    outcome = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
     if isinstance(outcome, str):
         return outcome
     return _conclude(worker, outcome)
@@ -49,31 +42,43 @@ def upload_segment(self: RelayTask, session: str, segment: str) -> str:
 
 @app.task(base=RelayTask, name=UPLOAD_BATCH)
 def upload_batch(items: Sequence[Sequence[str]]) -> str:
-    """Send several backlog segments, each on its own. What fails stays owed: recover brings it back."""
-    if not isinstance(items, list) or len(items) > MOST_IN_A_BATCH:
-        return _hostile("expected a short list of names")
+    """Send several backlog segments, each on its own, while a lane is free for it."""
+    try:
+        debts = _parse_batch(items)
+    except HostileNameError as error:
+        return _hostile(str(error))
     worker = this_worker()
-    sent = 0
-    for item in items:
-        if not isinstance(item, list) or len(item) != 2:  # noqa: PLR2004 - session and segment
-            return _hostile("expected pairs of names")
-        # What fails stays owed and must not hold up its neighbours; if the cloud is down, the gate ends them.
-        try:
-            outcome = _upload(worker, item[0], item[1], attempt=1)
-        except OSError as error:
-            log.error("segment_not_sent", segment=ascii(item[1])[:80], reason=error.strerror)
-            continue
-        if isinstance(outcome, str):
-            continue
-        if outcome.kind is Kind.FATAL:
-            _conclude(worker, outcome)
-        sent += outcome.kind is Kind.OK
-    if sent and not waiting(app, BACKLOG):
-        hint(app, Message(RECOVER, (True,)))  # the next window, without waiting for beat
-    return f"sent {sent} of {len(items)}"
+    with Batch(worker, debts) as batch:
+        if not batch.has_lane:
+            return "not now: as many others as may are sending from the backlog"
+        for debt in batch.due():
+            batch.note(debt, _try_one(worker, debt))
+    return f"sent {batch.delivered} of {len(debts)}"
 
 
-def _upload(worker: Worker, session: str, segment: str, *, attempt: int) -> Outcome | str:
+def _parse_batch(items: object) -> list[Debt]:
+    if not isinstance(items, list) or len(items) > MOST_IN_A_BATCH:
+        raise HostileNameError("expected a short list of names")
+    if not all(isinstance(item, list) and len(item) == 2 for item in items):  # noqa: PLR2004 - a pair
+        raise HostileNameError("expected pairs of names")
+    return [Debt(*parse_names(*item)) for item in items]
+
+
+def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
+    """Send one of a batch. What fails stays owed and must not hold up its neighbours."""
+    try:
+        outcome = _upload(worker, str(debt.session), str(debt.segment), attempt=1)
+    except OSError as error:
+        log.error("segment_not_sent", segment=str(debt.segment), reason=error.strerror)
+        return Outcome(Kind.TRANSIENT, 0, str(error.strerror))
+    if not isinstance(outcome, str) and outcome.kind is Kind.FATAL:
+        _conclude(worker, outcome)
+    return outcome
+
+
+def _upload(
+    worker: Worker, session: str, segment: str, *, attempt: int, is_live: bool = False
+) -> Outcome | str:
     """Make one attempt, unless there is none to make: then return the reason."""
     try:
         names = parse_names(session, segment)
@@ -85,16 +90,27 @@ def _upload(worker: Worker, session: str, segment: str, *, attempt: int) -> Outc
     with found:
         if found.finish_delivered():
             return "already delivered"
+        if is_live and attempt == 1 and _is_late(worker, found):
+            return "left to recover: newer video waits"
         outcome = _attempt(worker, found, attempt)
     if not isinstance(outcome, str):
         _end_if_over(worker, names[0])
     return outcome
 
 
+def _is_late(worker: Worker, found: Claim) -> bool:
+    """Tell whether newer video waits behind a segment that recover looks after by now anyway.
+
+    Where uploads are slower than the cameras for a while, or stood still, the newest goes first.
+    """
+    age = worker.spool.clock.time() - found.written_at
+    return age > worker.settings.spool.recover_after and worker.memory.live_waits()
+
+
 def _end_if_over(worker: Worker, session: SessionName) -> None:
     """Have the stream ended as soon as the last segment of an ended session is gone."""
     if is_over(worker.spool, session):
-        hint(app, Message(END_SESSION, (str(session),)))
+        hint(worker.app, Message(END_SESSION, (str(session),)))
 
 
 def _hostile(reason: str) -> str:
@@ -122,6 +138,8 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
         else:
             _settle(worker, claimed, outcome, sha256, attempt)
             worker.report(outcome, token)
+    if admission.verdict is Verdict.PROBE and outcome.kind is Kind.TRANSIENT:
+        worker.recover_soon(in_seconds=worker.gate.next_probe_in())
     return outcome
 
 

@@ -8,14 +8,18 @@ import os
 import ssl
 
 import structlog
+from celery import Celery
 
 from capture.gate import Change, Gate
 from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
+from capture.lanes import Lanes
 from capture.outcome import Outcome
+from capture.recovery import Shortlist
 from capture.settings import Settings, read_token
 from capture.spool import Spool
 from tasks.celery import app, settings
+from tasks.memory import Memory
 
 log = structlog.get_logger()
 
@@ -23,10 +27,14 @@ log = structlog.get_logger()
 class Worker:
     """One process's open things."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
+        self.app = app
         self.spool = Spool.open(settings.spool.path)
         self.gate = Gate(self.spool, settings.ingest)
+        self.memory = Memory(app, self.spool.id)
+        self.lanes = Lanes(self.spool.state)
+        self.shortlist = Shortlist(self.spool)
         self._tls: ssl.SSLContext | None = None
         self._ingest: Ingest | None = None
 
@@ -50,7 +58,12 @@ class Worker:
             log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
         elif change is Change.UP:
             log.info("ingest_reachable")
-            hint(app, Message(RECOVER, (True,)))
+            self.recover_soon(afresh=True)
+
+    def recover_soon(self, *, afresh: bool = False, in_seconds: float = 0.0) -> None:
+        """Have a round of recover without waiting for beat; `afresh` if what it remembers does not count."""
+        options = {"countdown": in_seconds} if in_seconds else {}
+        hint(self.app, Message(RECOVER, (True, afresh), options=options))
 
     def token(self) -> str:
         """The token as it stands now."""
@@ -66,7 +79,7 @@ class _PerProcess:
 
     def get(self) -> Worker:
         if self._worker is None or self._pid != os.getpid():
-            self._worker, self._pid = Worker(settings), os.getpid()
+            self._worker, self._pid = Worker(settings, app), os.getpid()
         return self._worker
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from capture.upkeep import Recovery
+from capture.recovery import Shortlist
 from tests.conftest import start_session
 
 
@@ -17,7 +17,7 @@ def owe(spool, count):
 
 def picking(spool):
     began = time.process_time()
-    picked = Recovery.load(spool, recover_after=0.0).pick(is_down=False)
+    picked = Shortlist(spool).pick(4, older_than=0.0)
     return time.process_time() - began, picked
 
 

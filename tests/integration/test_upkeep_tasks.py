@@ -98,7 +98,7 @@ def _worker(spool, server, sink, monkeypatch):
     configure(app, settings)
     monkeypatch.setattr(tasks.worker, "settings", settings)
     monkeypatch.setattr(tasks.worker, "_this_process", tasks.worker._PerProcess())
-    monkeypatch.setattr(tasks.recover, "app", app)
+    monkeypatch.setattr(tasks.worker, "app", app)
     yield
     tasks.worker.this_worker().ingest.close()
     app.close()
@@ -253,7 +253,7 @@ def test_what_is_owed_gets_a_message_on_the_backlog_queue_alone(spool, broker):
 
 def test_a_young_segment_is_left_to_its_live_message(spool, broker):
     past_session(spool, owes=2, age=1.0)
-    assert recover() == "sent messages for 0 segments"
+    assert recover() == "nothing waits"
     assert uploads(broker) == []
 
 
@@ -273,44 +273,97 @@ def test_cameras_take_turns_oldest_first(spool, broker):
     first, second = spool.sessions("gate")
     assert (len(spool.segments(first)), len(spool.segments(second))) == (1, 9)
     recover()
-    assert uploads(broker) == [("gate", 1), ("yard", 1), ("gate", 1), ("yard", 2)]
+    assert uploads(broker)[:4] == [("gate", 1), ("yard", 1), ("gate", 1), ("yard", 2)]
 
 
-def test_no_second_window_is_sent_while_the_last_is_not_taken(spool, broker):
+def test_no_second_batch_is_sent_while_the_last_is_not_taken(spool, broker):
     past_session(spool, owes=9)
     recover()
     before = uploads(broker)
-    assert recover() == "the last window is not taken yet"
+    make_more_owed = past_session(spool, "yard", owes=3)
+    assert recover() == "the last batch is not taken yet"
     assert uploads(broker) == before
+    assert len(spool.segments(make_more_owed)) == 3
 
 
-def test_a_window_that_was_taken_is_not_sent_again_while_it_may_still_be_worked_on(spool, broker):
+def test_no_second_batch_is_sent_while_the_only_lane_is_taken(spool, broker):
+    past_session(spool, owes=9)
+    with tasks.worker.this_worker().lanes.take(1):
+        assert recover() == "all lanes are taken"
+    assert uploads(broker) == []
+
+
+def test_one_lane_more_makes_one_batch_more_of_other_segments(spool, broker):
+    past_session(spool, owes=40)
+    worker = tasks.worker.this_worker()
+    worker.memory.announce("a@test", 4, ["live", "backlog"])
+    worker.memory.conclude(done=[], failed=[], window=2)
+    recover()
+    sizes = [len(args[0]) for _, args in messages(broker, BACKLOG)]
+    assert sizes == [20, 20]
+    assert len(set(uploads(broker))) == 40
+
+
+def test_a_message_that_vanished_with_its_worker_is_replaced_in_the_next_round(spool, broker):
+    past_session(spool, owes=3)
+    recover()
+    broker.delete(BACKLOG)  # taken, and neither in a lane nor in the queue
+    assert recover() == "sent messages for 3 segments"
+
+
+def test_a_broker_that_was_wiped_forgets_who_had_a_message(spool, broker):
+    past_session(spool, owes=3)
+    recover()
+    broker.flushall()
+    with tasks.worker.this_worker().lanes.take(1):
+        tasks.worker.this_worker().memory.announce("a@test", 4, ["live", "backlog"])
+        tasks.worker.this_worker().memory.conclude(done=[], failed=[], window=3)
+        assert recover() == "sent messages for 3 segments"
+
+
+def test_one_that_failed_in_a_batch_waits_while_others_go(spool, broker):
+    name = past_session(spool, owes=3)
+    first = f"{name}/{spool.segments(name)[0]}"
+    tasks.worker.this_worker().memory.conclude(done=[], failed=[first], window=1)
+    recover()
+    assert uploads(broker) == [("gate", 2), ("gate", 3)]
+
+
+def test_after_an_outage_nobody_waits_for_an_earlier_failure(spool, broker):
+    name = past_session(spool, owes=3)
+    first = f"{name}/{spool.segments(name)[0]}"
+    tasks.worker.this_worker().memory.conclude(done=[], failed=[first], window=1)
+    recover(True, True)
+    assert len(uploads(broker)) == 3
+
+
+def test_the_camera_behind_the_last_one_has_the_first_turn(spool, broker):
+    for camera in ("gate", "hall", "yard"):
+        past_session(spool, camera, owes=2)
+    tasks.worker.this_worker().memory.note_sent([], turn="gate")
+    recover()
+    assert [camera for camera, _ in uploads(broker)][:3] == ["hall", "yard", "gate"]
+
+
+def test_where_new_segments_keep_all_busy_one_of_the_backlog_goes_among_them(spool, broker, monkeypatch):
     past_session(spool, owes=9)
     recover()
-    taken = uploads(broker)
-    broker.delete(BACKLOG)
+    assert messages(broker, LIVE) == []
+    monkeypatch.setattr(tasks.recover, "STARVED_SECONDS", -1.0)
     recover()
-    assert set(uploads(broker)).isdisjoint(taken)
+    assert [len(args[0]) for task, args in messages(broker, LIVE) if task == UPLOAD_BATCH] == [1]
 
 
-def test_the_window_doubles_once_the_last_was_delivered(spool, broker):
-    name = past_session(spool, owes=20)
-    recover()
-    taken = uploads(broker)
-    for _, sequence in taken:
-        segment = next(each for each in spool.segments(name) if each.sequence == sequence)
-        (spool.session_path(name) / str(segment)).unlink()
-    broker.delete(BACKLOG)
-    recover()
-    assert (len(taken), len(uploads(broker))) == (4, 8)
-
-
-def test_while_the_cloud_is_down_one_segment_goes_as_a_probe(spool, broker):
+def test_while_the_cloud_is_down_one_segment_goes_as_a_probe_when_one_is_due(spool, broker):
     past_session(spool, owes=9)
     now = spool_time()
+    write_json(spool.state / "breaker.json", {"failures": 3, "probe_at": now + 3})
+    assert recover() == "the cloud is down: no probe is due"
     write_json(spool.state / "breaker.json", {"failures": 3, "probe_at": now})
     recover()
     assert [task for task, _ in messages(broker, BACKLOG)] == [UPLOAD_SEGMENT]
+    recover()
+    assert len(messages(broker, BACKLOG)) == 1
 
 
 def test_nothing_is_sent_with_a_token_that_was_refused(spool, broker):
@@ -332,11 +385,17 @@ def test_only_one_recovers_at_a_time(spool, broker):
 
 
 @pytest.mark.parametrize(
-    "memory", ["", "{", "[]", '{"window": "x", "sent": []}', '{"window": -1, "sent": {"../x": 1}}']
+    "memory",
+    [
+        {":window": "x", "../x": "1"},
+        {":window": "99999999999999999999", ":turn": "\udcff"},
+        {":window": "-1", "a/b": "nan", "c": "inf", "d": "-inf", "": ""},
+    ],
 )
 def test_a_damaged_memory_costs_nothing_but_duplicates(spool, broker, memory):
     past_session(spool, owes=3)
-    (spool.state / "recover.json").write_text(memory)
+    fields = {key: value.encode("utf-8", "surrogateescape") for key, value in memory.items()}
+    broker.hset(f"relay-capture.recover.{spool.id}", mapping=fields)
     recover()
     assert len(uploads(broker)) == 3
 

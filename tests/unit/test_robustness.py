@@ -1,6 +1,5 @@
 """One bad thing never stops the others."""
 
-import json
 import os
 
 import pytest
@@ -13,8 +12,8 @@ from capture.gate import Gate, Verdict
 from capture.journal import Event, Journal
 from capture.settings import IngestSettings
 from capture.source import parse_source
-from capture.spool import Spool, read_json
-from capture.upkeep import Recovery, close_dead_sessions, note_gap, requeue_rejected, sweep
+from capture.spool import read_json
+from capture.upkeep import close_dead_sessions, note_gap, requeue_rejected, sweep
 from tests.conftest import PACKET, add_segment, start_session
 
 
@@ -24,43 +23,6 @@ def owing(spool, camera, count):
             add_segment(session, number)
         session.end()
     return session
-
-
-def drain(spool, works, rounds=200):
-    """Recover as the tasks do, where only some segments can be delivered; return what was."""
-    delivered = set()
-    for _ in range(rounds):
-        recovery = Recovery.load(spool, recover_after=0.0)
-        picked = recovery.pick(is_down=False)
-        recovery.save(picked)
-        for p in picked:
-            if works(p.debt):
-                with claim(spool, p.debt.session, p.debt.segment) as claimed:
-                    claimed.delivered(sha256="", status=204, attempts=1)
-                delivered.add((p.debt.session.camera, p.debt.segment.sequence))
-        spool.clock.step(5)
-    return delivered
-
-
-@pytest.fixture
-def stepped(tmp_path, clock):
-    return Spool.open(tmp_path / "stepped", create=True, clock=clock)
-
-
-def test_a_camera_that_the_cloud_cannot_take_does_not_hold_up_the_others(stepped):
-    owing(stepped, "bad", 20)
-    owing(stepped, "good", 20)
-    delivered = drain(stepped, lambda debt: debt.session.camera == "good")
-    assert delivered == {("good", number) for number in range(1, 21)}
-
-
-def test_while_the_cloud_is_down_every_camera_gets_its_probe(stepped):
-    for camera in "abc":
-        owing(stepped, camera, 5)
-    probes = [Recovery.load(stepped, recover_after=0.0).pick(is_down=True) for _ in range(100)]
-    assert {len(picked) for picked in probes} == {1}
-    assert {picked[0].debt.session.camera for picked in probes} == set("abc")
-    assert len({picked[0].debt.segment for picked in probes}) > 1
 
 
 def test_one_entry_that_cannot_be_salvaged_does_not_stop_the_salvage_of_others(spool):
@@ -110,14 +72,6 @@ def test_a_deeply_nested_file_reads_as_empty(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("[" * 60_000)
     assert read_json(path) == {}
-
-
-@pytest.mark.parametrize("sent", [{"a": "x"}, {"a": None}, {"a": [1]}])
-def test_a_damaged_memory_of_recovery_is_forgotten(spool, sent):
-    (spool.state / "recover.json").write_text(json.dumps({"window": 10**9, "sent": sent}))
-    recovery = Recovery.load(spool, recover_after=0.0)
-    assert recovery.sent == {}
-    assert recovery.window <= 256
 
 
 def test_a_delivered_segment_that_a_full_disk_emptied_is_not_journalled_as_dropped(spool):

@@ -1,0 +1,127 @@
+"""The order in which what is owed gets its messages: cameras in turn, oldest first within one.
+
+A spool can owe very much, and most of a long outage nothing in it changes. So a large one is not listed at
+each round: a shortlist of its oldest segments serves for some seconds, or until it is used up. What is on
+the shortlist is looked at again before it is chosen; it is a hint like everything but the directories.
+"""
+
+import contextlib
+import random
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from capture.claim import HostileNameError, claim
+from capture.spool import Debt, Spool
+
+SHORTLIST = 1024  # segments, of all cameras together
+SHORTLIST_SECONDS = 10.0
+PROBE_CHOICE = 3  # a probe is one of the oldest few of a camera
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A debt that gets a message, and its size in bytes."""
+
+    debt: Debt
+    size: int
+
+
+def take_turns(by_camera: Mapping[str, Sequence[Debt]], after: str = "") -> Iterator[Debt]:
+    """Yield all debts: cameras in turn, the first one behind `after`, oldest first within one."""
+    names = sorted(by_camera)
+    first = bisect_right(names, after)
+    turns = zip_longest(*(by_camera[name] for name in names[first:] + names[:first]))
+    return (debt for turn in turns for debt in turn if debt is not None)
+
+
+class Shortlist:
+    """The oldest debts of every camera. One for each process that recovers."""
+
+    def __init__(self, spool: Spool, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._spool = spool
+        self._monotonic = monotonic
+        self._by_camera: dict[str, list[Debt]] = {}
+        self._cut: set[str] = set()  # cameras that owe more than is listed here
+        self._listed_at = float("-inf")
+        self.listings = 0
+
+    def pick(
+        self, count: int, *, older_than: float, skip: Collection[str] = (), after: str = ""
+    ) -> list[Picked]:
+        """Choose up to `count` that nobody sends, written `older_than` seconds ago, and not in `skip`.
+
+        `skip` holds keys, as `Debt.key` has them; `after` names the camera that had the last turn.
+        """
+        self._refresh(skip)
+        found: list[Picked] = []
+        too_young: set[str] = set()
+        for debt in take_turns(self._by_camera, after):
+            if len(found) == count:
+                break
+            if debt.camera in too_young or debt.key in skip:
+                continue
+            picked, age = self._look(debt)
+            if picked is None:
+                continue
+            if 0 <= age < older_than:  # what comes behind it is younger still
+                too_young.add(debt.camera)
+                continue
+            found.append(picked)
+        return found
+
+    def pick_probe(self, *, older_than: float) -> list[Picked]:
+        """Choose one at random among the oldest few of each camera: nobody may own every probe."""
+        self._refresh(())
+        choice = [debt for debts in self._by_camera.values() for debt in debts[:PROBE_CHOICE]]
+        random.shuffle(choice)
+        for debt in choice:
+            picked, age = self._look(debt)
+            if picked is not None and not 0 <= age < older_than:
+                return [picked]
+        return []
+
+    def _look(self, debt: Debt) -> tuple[Picked | None, float]:
+        """Return a debt with its size and the seconds since it was written; None if it is not to be had.
+
+        Since it was written, not since it began: a name can lie in the future, where a file is read faster
+        than real time. A negative age is a clock that was set back.
+        """
+        with contextlib.suppress(HostileNameError, OSError), contextlib.ExitStack() as stack:
+            free = claim(self._spool, debt.session, debt.segment)
+            if free is not None:
+                stack.enter_context(free)
+                return Picked(debt, free.size), self._spool.clock.time() - free.written_at
+        return None, 0.0
+
+    def _refresh(self, skip: Collection[str]) -> None:
+        """List anew, unless the list of a large spool is young and every camera still has something on it."""
+        is_young = 0 <= self._monotonic() - self._listed_at < SHORTLIST_SECONDS
+        if self._cut and is_young:
+            self._by_camera = {camera: self._still(debts) for camera, debts in self._by_camera.items()}
+            if all(any(debt.key not in skip for debt in self._by_camera[camera]) for camera in self._cut):
+                return
+        self._list(skip)
+
+    def _still(self, debts: Sequence[Debt]) -> list[Debt]:
+        """Leave out what is gone from the head of a list: what goes, goes from there."""
+        for position, debt in enumerate(debts):
+            if (self._spool.session_path(debt.session) / str(debt.segment)).exists():
+                return list(debts[position:])
+        return []
+
+    def _list(self, skip: Collection[str]) -> None:
+        sessions = self._spool.sessions()
+        cameras = {session.camera for session in sessions}
+        room = len(skip) + max(PROBE_CHOICE, SHORTLIST // max(1, len(cameras)))
+        self._by_camera = {camera: [] for camera in cameras}
+        for session in sessions:
+            debts = self._by_camera[session.camera]
+            if len(debts) < room:
+                first = self._spool.first_segments(session, room - len(debts))
+                debts += [Debt(session, segment) for segment in first]
+        self._cut = {camera for camera, debts in self._by_camera.items() if len(debts) >= room}
+        self._listed_at = self._monotonic()
+        self.listings += 1

@@ -1,0 +1,77 @@
+"""How a batch of backlog segments is worked through: in a lane, not for long, and new video goes first."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from capture.outcome import Kind, Outcome
+from capture.spool import Debt
+from tasks.memory import Remembered
+
+if TYPE_CHECKING:
+    from tasks.worker import Worker
+
+# Long enough for a message to be worth its cost, short enough for everybody to have a turn.
+BATCH_SECONDS = 2.0
+
+
+def next_window(window: int, *, lanes: int, delivered: int, failed: int) -> int:
+    """Return how many uploads of the backlog may run at once: more after a success, half after a failure."""
+    if failed:
+        return max(1, window // 2)
+    return min(lanes, window + 1) if delivered else max(1, min(lanes, window))
+
+
+class Batch:
+    """One batch, as a context: at its end recover learns what is left, and is asked for the next."""
+
+    def __init__(self, worker: "Worker", debts: Sequence[Debt]) -> None:
+        self._worker = worker
+        self._debts = debts
+        self._remembered = Remembered()
+        self._lane = ExitStack()
+        self._failed: set[str] = set()
+        self.has_lane = False
+        self.delivered = 0
+
+    def due(self) -> Iterator[Debt]:
+        """Yield what to send next: one at least, then until time is up or a new segment waits."""
+        until = time.monotonic() + BATCH_SECONDS
+        for number, debt in enumerate(self._debts):
+            if number and (time.monotonic() >= until or self._worker.memory.live_waits()):
+                return
+            yield debt
+
+    def note(self, debt: Debt, outcome: Outcome | str) -> None:
+        """Note what became of one; words where there was nothing to try, or the gate was shut."""
+        if isinstance(outcome, str):
+            return
+        if outcome.kind is Kind.TRANSIENT:
+            self._failed.add(debt.key)
+        self.delivered += outcome.kind is Kind.OK
+
+    def __enter__(self) -> Self:
+        with suppress(OSError):  # one lane then, as without any knowledge
+            self._remembered = self._worker.memory.load()
+        self.has_lane = self._lane.enter_context(self._worker.lanes.take(self._remembered.lanes))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        window = next_window(
+            self._remembered.window,
+            lanes=self._remembered.lanes,
+            delivered=self.delivered,
+            failed=len(self._failed),
+        )
+        done = {debt.key for debt in self._debts} - self._failed
+        self._worker.memory.conclude(done=done, failed=self._failed, window=window)
+        self._lane.close()
+        if self.delivered:
+            self._worker.recover_soon()

@@ -1,0 +1,172 @@
+"""What recover remembers between its rounds, kept in the broker beside the messages that it is about.
+
+Who has a message, how many uploads of the backlog may run at once, which camera had the last turn, and how
+many uploads all workers can run. A broker that is wiped or started anew forgets this together with the
+messages, so that the two are never at odds. All of it is a hint: lost, it costs time or a message too many.
+"""
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import structlog
+from celery import Celery
+
+from capture.handoff import BACKLOG, LIVE, broker_client, key_prefix
+
+MESSAGE_LIFE_SECONDS = 60.0
+WORKER_LIFE_SECONDS = 30.0
+_FORGOTTEN_AFTER = 600  # seconds without a round
+_WINDOW, _TURN = ":window", ":turn"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What the broker said. `waiting` and `failed` map a segment's key to when, in seconds since 1970."""
+
+    sent: dict[str, float] = field(default_factory=dict)  # has a message
+    failed: dict[str, float] = field(default_factory=dict)  # was tried in a batch, and is still owed
+    window: int = 1
+    turn: str = ""
+    live: int = 0  # messages that wait
+    backlog: int = 0
+    lanes: int = 1  # the most uploads of the backlog at once
+
+
+def count_lanes(workers: Iterable[tuple[int, Collection[str]]]) -> int:
+    """Return how many uploads of the backlog may run at once. `workers`: processes and queues of each.
+
+    Where no worker is there for `live` alone, a quarter of the processes is left free for new segments.
+    """
+    known = list(workers)
+    both = sum(slots for slots, queues in known if BACKLOG in queues)
+    if any(BACKLOG not in queues and LIVE in queues for _, queues in known):
+        return max(1, both)
+    return max(1, both - max(1, both // 4))
+
+
+class Memory:
+    """The memory of one spool. Methods that only note something lose it silently when the broker is away."""
+
+    def __init__(
+        self, app: Celery, spool_id: str, client: Callable[[], AbstractContextManager[Any]] | None = None
+    ) -> None:
+        """`client` opens a Redis client; without it the app's connections are shared."""
+        prefix = key_prefix(app)
+        self._client = client or partial(broker_client, app)
+        self._own = f"{prefix}relay-capture.recover.{spool_id}"
+        self._workers = f"{prefix}relay-capture.workers"
+        self._live, self._backlog = prefix + LIVE, prefix + BACKLOG
+
+    def load(self) -> Remembered:
+        """Return what is known. Raises OSError when the broker is away."""
+        with self._client() as client:
+            pipe = client.pipeline(transaction=False)
+            pipe.hgetall(self._own)
+            pipe.hgetall(self._workers)
+            pipe.llen(self._live)
+            pipe.llen(self._backlog)
+            own, workers, live, backlog = pipe.execute()
+        return _remembered(own, workers, live=live, backlog=backlog)
+
+    def live_waits(self) -> bool:
+        """Tell whether messages for new segments wait; False when the broker does not say."""
+        try:
+            with self._client() as client:
+                return bool(client.llen(self._live))
+        except OSError:
+            return False
+
+    def note_sent(self, keys: Collection[str], *, turn: str) -> None:
+        """Remember that these have a message now, and which camera had the last turn."""
+        now = repr(time.time())
+        self._write({_TURN: turn, **dict.fromkeys(keys, now)})
+
+    def conclude(self, *, done: Collection[str], failed: Collection[str], window: int) -> None:
+        """Remember how a batch ended: who has no message any more, who failed, and the next window."""
+        now = repr(-time.time())
+        self._write({_WINDOW: str(window), **dict.fromkeys(failed, now)}, forget=done)
+
+    def forget(self, keys: Collection[str]) -> None:
+        """These have no message any more."""
+        self._write({}, forget=keys)
+
+    def clear(self) -> None:
+        """Nobody has a message, nobody failed."""
+        self._quietly(lambda client: client.delete(self._own))
+
+    def announce(self, node: str, slots: int, queues: Collection[str]) -> None:
+        """Say how many tasks a worker runs at once, and from which queues."""
+        said = json.dumps([time.time(), slots, sorted(queues)])
+
+        def write(client: Any) -> None:  # noqa: ANN401 - as below
+            client.hset(self._workers, node, said)
+            known = client.hgetall(self._workers)
+            gone = [name for name, text in known.items() if not _alive([text], time.time())]
+            if gone:  # hosts come and go for years
+                client.hdel(self._workers, *gone)
+
+        self._quietly(write)
+
+    def _write(self, fields: dict[str, str], forget: Collection[str] = ()) -> None:
+        def write(client: Any) -> None:  # noqa: ANN401 - redis-py's own types are of no help
+            pipe = client.pipeline(transaction=False)
+            if fields:
+                pipe.hset(self._own, mapping=fields)
+            if forget:
+                pipe.hdel(self._own, *forget)
+            pipe.expire(self._own, _FORGOTTEN_AFTER)
+            pipe.execute()
+
+        self._quietly(write)
+
+    def _quietly(self, write: Callable[[Any], Any]) -> None:
+        try:
+            with self._client() as client:
+                write(client)
+        except OSError as error:
+            log.debug("memory_lost", reason=error.strerror)
+
+
+def _remembered(
+    own: dict[bytes, bytes], workers: dict[bytes, bytes], *, live: int, backlog: int
+) -> Remembered:
+    now = time.time()
+    texts = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in own.items()}
+    window = texts.pop(_WINDOW, "1")
+    turn = texts.pop(_TURN, "")
+    times = {key: at for key, text in texts.items() if (at := _number(text))}
+    return Remembered(
+        sent={key: at for key, at in times.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS},
+        failed={key: -at for key, at in times.items() if at < 0 <= now + at < MESSAGE_LIFE_SECONDS},
+        window=max(1, int(window)) if window.isdecimal() and len(window) < len("1000") else 1,
+        turn=turn,
+        live=live,
+        backlog=backlog,
+        lanes=count_lanes(_alive(workers.values(), now)),
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _alive(said: Iterable[bytes], now: float) -> list[tuple[int, Collection[str]]]:
+    found: list[tuple[int, Collection[str]]] = []
+    for text in said:
+        try:
+            at, slots, queues = json.loads(text)
+            if abs(now - at) < WORKER_LIFE_SECONDS and 0 < slots < 1000:  # noqa: PLR2004 - sane
+                found.append((slots, {str(name) for name in queues}))
+        except (ValueError, TypeError):
+            continue
+    return found
