@@ -58,6 +58,7 @@ broker_channel_error_retry = True
 broker_connection_timeout = 4
 # Warn-free start on 5.x: says that the retry above is meant for start-up, too.
 broker_connection_retry = True
+worker_consumer = "tasks.pulse:PatientConsumer"
 broker_transport_options = {
     # A message whose worker vanished comes back after this. Above hard limit + longest countdown for
     # ordinary segments; a longer upload is found locked by the second worker, which ends quietly.
@@ -76,7 +77,7 @@ broker_transport_options = {
 
 # --- beat -----------------------------------------------------------------------------------------
 # In memory: the schedule is fixed, and a schedule file would only be one more thing to corrupt.
-beat_scheduler = "celery.beat:Scheduler"
+beat_scheduler = "tasks.beat:Scheduler"
 beat_max_loop_interval = 5
 beat_schedule = {
     # A tick that nobody took in time is worth nothing: the next one does its work. Long enough for the

@@ -27,11 +27,24 @@ def with_broker_of(spool: Spool, settings: Settings) -> Settings:
     """Return settings with the broker that `up` noted for this spool, unless a broker was set."""
     if "url" in settings.broker.model_fields_set:
         return settings
+    url = _noted_url(spool)
+    if url is None:
+        return settings
+    return settings.model_copy(update={"broker": settings.broker.model_copy(update={"url": SecretStr(url)})})
+
+
+def runtime_directory(spool: Spool) -> Path | None:
+    """Return the private directory of the `up` that runs for this spool on this machine; None without one."""
+    url = _noted_url(spool)
+    return Path(unquote(urlsplit(url).path)).parent if url else None
+
+
+def _noted_url(spool: Spool) -> str | None:
     note = read_json(spool.state / _NOTE)
     url = note.get("url")
     if not isinstance(url, str) or note.get("host") != socket.gethostname() or not _is_there(url):
-        return settings
-    return settings.model_copy(update={"broker": settings.broker.model_copy(update={"url": SecretStr(url)})})
+        return None
+    return url
 
 
 def _is_there(url: str) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from capture.status import Status
 
 EXIT_UNACCOUNTED = 1
+EXIT_UNHEALTHY = 1
 _SHOWN_GAPS = 10
 _PIPE_WIDTH = 500
 _SHOWN_FINDINGS = 20
@@ -265,6 +266,37 @@ def _watch(look: Callable[[], "Status"], seconds: float, *, as_json: bool) -> No
         watch(update, seconds)
 
 
+# --- health ----------------------------------------------------------------------------------------
+
+
+@click.command()
+@_options(_SPOOL, _CONFIG)
+def health(spool: str | None, config: Path | None) -> int:
+    """Tell whether the workers of this machine live and take messages; exit with 1 if not.
+
+    For health checks of containers: asks neither the broker nor the cloud, and is no trouble of theirs.
+    """
+    import os  # noqa: PLC0415
+
+    from capture.broker_note import runtime_directory  # noqa: PLC0415
+    from capture.pulse import DIRECTORY_VARIABLE, Pulse, pulse_directory, pulses  # noqa: PLC0415
+
+    found: list[Pulse] = []
+    if os.environ.get(DIRECTORY_VARIABLE):
+        found = list(pulses(pulse_directory(Path())))
+    else:
+        with _spool_of(_settings(config, spool=spool)) as opened:
+            places = {opened.state, runtime_directory(opened) or opened.state}
+            found = [pulse for place in sorted(places) for pulse in pulses(place)]
+    for pulse in found:
+        stuck = "STUCK: " if pulse.is_stuck else ""
+        click.echo(f"{stuck}{pulse.what} {pulse.pid}: last seen alive {pulse.age:.0f} s ago")
+    workers = [pulse for pulse in found if pulse.what == "worker"]
+    if not workers:
+        click.echo("no worker runs on this machine; expected one; start `up`, or celery -A tasks worker")
+    return EXIT_UNHEALTHY if not workers or any(pulse.is_stuck for pulse in found) else EXIT_DONE
+
+
 # --- doctor ----------------------------------------------------------------------------------------
 
 
@@ -317,4 +349,4 @@ def _check_lines(check: "Check") -> Iterator[str]:
         yield f"      fix: {_plain(check.fix)}"
 
 
-COMMANDS = (status, audit, requeue, doctor)
+COMMANDS = (status, audit, requeue, health, doctor)

@@ -13,6 +13,7 @@ from capture.broker import EmbeddedBroker
 from capture.errors import ConfigError, RelayError
 from capture.handoff import BACKLOG, LIVE
 from capture.process import Child, Stream, describe_exit
+from capture.pulse import DIRECTORY_VARIABLE, PULSE_SECONDS, STUCK_SECONDS, age_of, pulse_path
 from capture.settings import Settings
 from capture.supervision import Ladder, State
 
@@ -27,8 +28,10 @@ log = structlog.get_logger()
 class Service:
     """One child that is started again when it ends."""
 
-    def __init__(self, name: str, start: Callable[[], Child]) -> None:
+    def __init__(self, name: str, start: Callable[[], Child], *, pulses: Path | None = None) -> None:
+        """`pulses` is the directory in which the child shows its pulse, if it does."""
         self.name = name
+        self._pulses = pulses
         self.state = State.STOPPED
         self.restarts = 0
         self._start = start
@@ -36,6 +39,7 @@ class Service:
         self._ladder = Ladder()
         self._began = 0.0
         self._again_at = 0.0
+        self._look_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -61,12 +65,24 @@ class Service:
             return
         code = self._child.poll()
         if code is None:
+            self._end_if_stuck(self._child)
             return
         self._child.close()
         wait = self._ladder.delay_after(time.monotonic() - self._began)
         self._again_at = time.monotonic() + wait
         self.state = State.BACKOFF
         log.warning("service_ended", service=self.name, reason=describe_exit(code), again_in=wait)
+
+    def _end_if_stuck(self, child: Child) -> None:
+        """Kill it when its loop stands still: it would not listen to anything else."""
+        now = time.monotonic()
+        if self._pulses is None or now < self._look_at:
+            return
+        self._look_at = now + PULSE_SECONDS
+        age = age_of(pulse_path(self._pulses, self.name, child.pid))
+        if age is not None and age > STUCK_SECONDS:
+            log.error("service_stuck", service=self.name, seconds=round(age), then="it is started anew")
+            child.kill_group()
 
     def ask_to_stop(self) -> None:
         if self._child is not None and self.state is State.RUNNING:
@@ -105,6 +121,7 @@ class Stack:
             **_environment(settings, self._broker.url if self._broker else None, as_json),
             # Celery's process pool makes a directory for temporary files and leaves it when it is killed.
             "TMPDIR": str(runtime_dir),
+            DIRECTORY_VARIABLE: str(runtime_dir),
         }
         self._services = {"worker": self._celery("worker", *_worker_options(concurrency, verbose))}
         self._services["beat"] = self._celery("beat", f"--loglevel={_level(verbose)}")
@@ -197,7 +214,7 @@ class Stack:
         def start() -> Child:
             return Child(argv, env=self._environment, stdout=Stream.NULL, stderr=self._stderr)
 
-        return Service(what, start)
+        return Service(what, start, pulses=self._runtime_dir)
 
 
 def _environment(settings: Settings, broker_url: str | None, as_json: bool) -> dict[str, str]:  # noqa: FBT001

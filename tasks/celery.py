@@ -13,7 +13,7 @@ from capture.errors import ConfigError, RelayError
 from capture.handoff import configure
 from capture.log import configure_logging
 from capture.settings import Settings, load_settings
-from tasks import kombu_guard
+from tasks import kombu_guard, pulse
 
 LONGEST_COUNTDOWN = 60.0
 
@@ -35,6 +35,7 @@ kombu_guard.install()
 settings = _settings()
 app = Celery("relay-capture")
 configure(app, settings)
+pulse.install(app, settings)
 
 
 @celeryd_after_setup.connect

@@ -16,6 +16,7 @@ import redis
 
 from capture.broker import EmbeddedBroker, RuntimeDir, queue_lengths
 from capture.handoff import BACKLOG, LIVE, RECOVER, Message, publish, publisher_app, upload_message
+from capture.pulse import pulses
 from capture.session import Session
 from capture.settings import load_settings
 from capture.sink import Fault
@@ -38,9 +39,9 @@ main()
 class Worker:
     """A worker process as an operator starts it."""
 
-    def __init__(self, directory, env, *options, guarded=True):
+    def __init__(self, directory, env, *options, program=None):
         self._log = directory / "worker.log"
-        program = ["-m", "celery"] if guarded else ["-c", WITHOUT_GUARD]
+        program = ["-c", program] if program else ["-m", "celery"]
         flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO"]
         argv = [sys.executable, "-P", *program, "-A", "tasks", "worker", "-Q", "live,backlog", *flags]
         with self._log.open("wb") as log:
@@ -102,9 +103,9 @@ def worker(settings, session, tmp_path):
     workers = []
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
 
-    def run(*options, guarded=True):
+    def run(*options, program=None):
         env = {**clean, **settings.worker_environment()}
-        workers.append(Worker(tmp_path, env, *options, guarded=guarded))
+        workers.append(Worker(tmp_path, env, *options, program=program))
         return workers[-1]
 
     yield run
@@ -134,6 +135,7 @@ def send(settings, session):
             publish(app, upload_message(settings.ingest, session.name, owed.segment, owed.size))
 
     run.recover = lambda: publish(app, Message(RECOVER, ()))
+    run.spool = session.spool
     yield run
     app.close()
 
@@ -255,7 +257,7 @@ def test_a_broker_that_dies_under_a_long_task_does_not_end_the_worker(worker, br
 def test_without_the_guard_it_ends_the_worker_so_the_guard_stays(worker, broker, sink, send):
     """When this fails, kombu has mended it: drop tasks/kombu_guard.py, and this test."""
     sink.faults.add(hang := Fault("hang"))
-    process = worker("-c", "2", guarded=False)
+    process = worker("-c", "2", program=WITHOUT_GUARD)
     lose_the_broker_under_a_task(process, broker, sink, send)
     process.wait_for(lambda: "AttributeError: 'NoneType' object" in process.log, "the crash")
     broker.start()
@@ -292,3 +294,52 @@ def test_a_retry_that_cannot_be_published_costs_no_segment(worker, broker, sink,
     send.recover()
     process.wait_for(lambda: arrived(sink) == [1], "the segment")
     assert process.process.poll() is None
+
+
+# --- a worker that lives and does nothing ----------------------------------------------------------
+
+DEAF = """
+import os
+import tasks.pulse
+from kombu.transport.redis import Channel
+tasks.pulse.PULSE_SECONDS, tasks.pulse.DEAF_SECONDS = 0.5, 3.0
+listen = Channel._brpop_start
+def listen_unless_deaf(self, *args, **options):
+    if not os.path.exists("deaf"):
+        listen(self, *args, **options)
+Channel._brpop_start = listen_unless_deaf
+from celery.__main__ import main
+main()
+"""
+
+
+def test_a_worker_that_is_connected_and_deaf_ends_itself_with_its_children(worker, sink, send, tmp_path):
+    process = worker("-c", "2", program=DEAF)
+    process.wait_ready()
+    send(1)
+    process.wait_for(lambda: arrived(sink) == [1], "a first segment")
+    family = process.children()
+    (tmp_path / "deaf").touch()
+    send(2, 3)  # the first of them is heard: the worker listens already
+    assert process.process.wait(DEADLINE) == 70, process.log
+    assert "worker_deaf" in process.log
+    process.wait_for(lambda: all(map(is_gone, family)), "the children gone", deadline=5.0)
+    assert send.spool.owed_count() >= 1
+    (tmp_path / "deaf").unlink()
+    worker("-c", "2")
+    process.wait_for(lambda: sorted(arrived(sink)) == [1, 2, 3], "all segments, by its successor")
+
+
+def test_a_worker_that_waits_for_its_broker_shows_its_pulse_and_comes_back_soon(worker, broker, sink, send):
+    broker.stop()
+    process = worker("-c", "1")
+    process.wait_for(lambda: process.log.count("Cannot connect") >= 4, "some tries")  # each waits longer
+    [pulse] = pulses(Path(os.environ.get("RELAY_PULSE_DIR", send.spool.state)))
+    assert pulse.age < 6.0
+    broker.start()
+    began = time.monotonic()
+    process.wait_ready()
+    assert time.monotonic() - began < 8.0
+    process.process.send_signal(signal.SIGTERM)
+    process.process.wait(DEADLINE)
+    assert list(send.spool.state.glob("*.pulse")) == []

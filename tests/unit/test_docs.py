@@ -10,6 +10,7 @@ from pydantic import BaseModel, SecretStr
 
 from capture import errors
 from capture.cli import cli
+from capture.pulse import DIRECTORY_VARIABLE
 from capture.settings import ENV_PREFIX, ENV_SHORT, FLAGS, CameraSettings, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,7 @@ CODE = "\n".join(
 
 # What is no setting of its own, and where it is read.
 OTHER_VARIABLES = {"RELAY_CONFIG", "RELAY_SOURCE", "RELAY_CAMERA_ID", "RELAY_LOG_JSON", "RELAY_PYTHON"}
+OTHER_VARIABLES |= {DIRECTORY_VARIABLE}
 CAMERA_FLAGS = {"cameras.<id>.source": "--source", "defaults.realtime": "--no-realtime"}
 CAMERA_VARIABLES = {"cameras.<id>.source": "RELAY_SOURCE"}
 NOTHING = "–"  # noqa: RUF001 - the README's sign for "none"

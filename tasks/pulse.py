@@ -1,0 +1,122 @@
+"""Proof that a worker's main process lives and takes messages.
+
+While its loop turns, a file is rewritten every few seconds, so that `up` or a health check sees a process
+that hangs. Whether it still takes messages it has to see for itself: after a reconnection a worker can be
+alive, connected and deaf. Then it ends, and whoever supervises it starts another; what it had in hand is in
+the spool.
+"""
+
+import os
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import structlog
+from celery import Celery, bootsteps
+from celery.worker import state as worker_state
+from celery.worker.consumer import Consumer
+
+from capture.broker import fresh_client, queue_lengths
+from capture.errors import RelayError
+from capture.pulse import PULSE_SECONDS, STUCK_SECONDS, PulseFile, pulse_directory
+from capture.settings import Settings
+from capture.spool import STATE
+from tasks.memory import Memory
+
+DEAF_SECONDS = STUCK_SECONDS
+EXIT_DEAF = 70
+ASK_SECONDS = 1.0
+RECONNECT_SECONDS = 5.0  # Celery's own wait grows to half a minute
+
+log = structlog.get_logger()
+
+
+class Hearing:
+    """Tells when a worker is deaf: messages wait, it has room for one, and it takes none."""
+
+    def __init__(self) -> None:
+        self._silent = 0.0
+        self._taken = -1
+
+    def look(self, *, waiting: int, room: int, taken: int, seconds: float) -> bool:
+        """Note how things stand `seconds` after the last look; tell whether it is deaf."""
+        if waiting and room > 0 and taken == self._taken:
+            self._silent += seconds
+        else:
+            self._silent = 0.0
+        self._taken = taken
+        return self._silent >= DEAF_SECONDS
+
+
+class WorkerPulse(bootsteps.StartStopStep):
+    """A step of the worker's main process: a timer in its own loop, so that it stops when that stops."""
+
+    requires = ("celery.worker.components:Pool",)
+    settings: Settings  # given by `install`
+
+    def __init__(self, worker: Any, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
+        super().__init__(worker)
+        self._file = PulseFile(pulse_directory(self.settings.spool.path / STATE), "worker")
+        self._hearing = Hearing()
+        # Connections of its own: children that are forked later must not share them.
+        url = self.settings.broker.url.get_secret_value()
+        self._memory = Memory(worker.app, "", partial(fresh_client, url, timeout=ASK_SECONDS))
+        worker.pulse = self._file.beat
+
+    def start(self, worker: Any) -> None:  # noqa: ANN401
+        self._turn(worker)
+        worker.timer.call_repeatedly(PULSE_SECONDS, self._turn, (worker,))
+
+    def stop(self, worker: Any) -> None:  # noqa: ANN401
+        del worker
+        self._file.end()
+
+    def _turn(self, worker: Any) -> None:  # noqa: ANN401
+        self._file.beat()
+        queues = [str(name) for name in worker.app.amqp.queues.consume_from]
+        self._memory.announce(worker.hostname, worker.concurrency, queues)
+        waiting = _waiting(self.settings, queues)
+        room = worker.concurrency - len(worker_state.reserved_requests)
+        taken = sum(worker_state.total_count.values())
+        if self._hearing.look(waiting=waiting, room=room, taken=taken, seconds=PULSE_SECONDS):
+            log.error("worker_deaf", waiting=waiting, seconds=DEAF_SECONDS, then="it ends")
+            os._exit(EXIT_DEAF)
+
+
+def _waiting(settings: Settings, queues: Collection[str]) -> int:
+    """Count the messages that wait; none when the broker does not say."""
+    try:
+        url, prefix = settings.broker.url.get_secret_value(), settings.broker.key_prefix or ""
+        found = queue_lengths(url, list(queues), prefix, timeout=ASK_SECONDS)
+    except RelayError:
+        return 0
+    return sum(found[queue] for queue in queues)
+
+
+class PatientConsumer(Consumer):
+    """A consumer that looks for its broker every few seconds for as long as it takes, and lives meanwhile."""
+
+    controller: Any  # the worker
+
+    def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401 - Celery's signature
+        conn.ensure_connection = partial(self._ensure, conn.ensure_connection)
+        return super().ensure_connected(conn)
+
+    def _ensure(
+        self,
+        ensure: Callable[..., Any],
+        *args: Any,  # noqa: ANN401
+        callback: Callable[[], None],
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        def alive() -> None:
+            self.controller.pulse()
+            callback()
+
+        return ensure(*args, callback=alive, interval_max=RECONNECT_SECONDS, **options)
+
+
+def install(app: Celery, settings: Settings) -> None:
+    """Give every worker of an app a pulse."""
+    WorkerPulse.settings = settings
+    app.steps["worker"].add(WorkerPulse)
