@@ -1,0 +1,176 @@
+"""Uploads as a worker runs them: lanes for the backlog, way for new segments, probes of a dead cloud."""
+
+import contextlib
+
+import pytest
+
+import tasks.batch
+import tasks.upload
+from capture.gate import PATIENT_PROBE_EVERY
+from capture.handoff import BACKLOG, LIVE, RECOVER
+from capture.sink import Fault
+from capture.spool import Debt, write_json
+from tasks.celery import TransientError
+from tasks.upload import upload_batch, upload_segment
+from tasks.worker import this_worker
+from tests.integration.conftest import messages, past_session, spool_time
+
+pytestmark = pytest.mark.usefixtures("in_worker")
+
+
+def pairs(spool, name):
+    return [[str(name), str(segment)] for segment in spool.segments(name)]
+
+
+def arrived(sink):
+    return [receipt.sequence for receipt in sink.receipts()]
+
+
+@contextlib.contextmanager
+def taken_from(queue, retries=0):
+    """Run the task as if its message had come from this queue."""
+    upload_segment.push_request(retries=retries, delivery_info={"routing_key": queue})
+    try:
+        yield
+    finally:
+        upload_segment.pop_request()
+
+
+# --- batches ---------------------------------------------------------------------------------------
+
+
+def test_a_batch_sends_all_of_it_grows_the_window_and_asks_for_the_next(spool, sink, broker):
+    name = past_session(spool, owes=5)
+    this_worker().memory.announce("a@test", 8, [LIVE, BACKLOG])
+    assert upload_batch(pairs(spool, name)) == "sent 5 of 5"
+    assert arrived(sink) == [1, 2, 3, 4, 5]
+    assert this_worker().memory.load().window == 2
+    assert (RECOVER, [True, False]) in messages(broker, LIVE)
+
+
+def test_a_batch_makes_way_for_a_new_segment_after_one_of_its_own(spool, sink, broker):
+    name = past_session(spool, owes=5)
+    broker.lpush(LIVE, "a message")
+    assert upload_batch(pairs(spool, name)) == "sent 1 of 5"
+    remembered = this_worker().memory.load()
+    assert (remembered.sent, remembered.failed) == ({}, {})
+
+
+def test_a_batch_ends_when_its_time_is_up(spool, sink, monkeypatch):
+    name = past_session(spool, owes=5)
+    monkeypatch.setattr(tasks.batch, "BATCH_SECONDS", 0.0)
+    assert upload_batch(pairs(spool, name)) == "sent 1 of 5"
+
+
+def test_without_a_free_lane_a_batch_is_left_and_forgotten(spool, sink):
+    name = past_session(spool, owes=2)
+    keys = [Debt(name, segment).key for segment in spool.segments(name)]
+    this_worker().memory.note_sent(keys, turn="gate")
+    with this_worker().lanes.take(1):
+        assert upload_batch(pairs(spool, name)).startswith("not now")
+    assert arrived(sink) == []
+    assert this_worker().memory.load().sent == {}
+
+
+def test_what_fails_in_a_batch_waits_a_while_and_halves_the_window(spool, sink):
+    name = past_session(spool, owes=3)
+    worker = this_worker()
+    worker.memory.announce("a@test", 8, [LIVE, BACKLOG])
+    worker.memory.conclude(done=[], failed=[], window=4)
+    sink.faults.add(Fault("status", status=500, count=1))
+    assert upload_batch(pairs(spool, name)) == "sent 2 of 3"
+    assert arrived(sink) == [2, 3]
+    remembered = worker.memory.load()
+    assert list(remembered.failed) == [Debt(name, spool.segments(name)[0]).key]
+    assert remembered.window == 2
+
+
+def test_a_batch_whose_broker_is_gone_still_sends(spool, sink, server):
+    name = past_session(spool, owes=3)
+    this_worker()
+    server.stop()
+    try:
+        assert upload_batch(pairs(spool, name)) == "sent 3 of 3"
+    finally:
+        server.start()
+    assert arrived(sink) == [1, 2, 3]
+
+
+# --- new video first -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "sent"),
+    [
+        ((LIVE, 0, 60.0, 3), False),
+        ((LIVE, 0, 60.0, 0), True),  # nobody waits behind it
+        ((LIVE, 0, 1.0, 3), True),  # new itself
+        ((LIVE, 1, 60.0, 3), True),  # a retry had its turn
+        ((BACKLOG, 0, 60.0, 3), True),
+    ],
+)
+def test_what_waited_long_on_live_is_left_to_recover_where_newer_waits(spool, sink, broker, case, sent):
+    queue, retries, age, others = case
+    name = past_session(spool, owes=1, age=age)
+    for _ in range(others):
+        broker.lpush(LIVE, "a message")
+    with taken_from(queue, retries):
+        upload_segment.run(*pairs(spool, name)[0])
+    assert arrived(sink) == ([1] if sent else [])
+    assert spool.owed_count() == (0 if sent else 1)
+
+
+# --- probes ----------------------------------------------------------------------------------------
+
+
+def put_down(spool, *, probes=0):
+    state = {"failures": 5, "probes": probes, "probe_at": spool_time() - 1}
+    write_json(spool.state / "breaker.json", state)
+
+
+def test_a_probe_that_fails_has_recover_send_the_next_when_it_is_due(spool, sink, broker):
+    name = past_session(spool, owes=2)
+    put_down(spool)
+    sink.faults.add(Fault("status", status=503))
+    assert upload_segment.run(*pairs(spool, name)[0]).startswith("owed: the cloud is down")
+    [(task, _)] = messages(broker, LIVE)
+    assert task == RECOVER
+    assert upload_segment.run(*pairs(spool, name)[1]) == "owed: the cloud is down"
+    assert 0 < this_worker().gate.next_probe_in() <= 4.0
+
+
+def test_a_probe_that_passes_opens_the_way_and_starts_recovery_afresh(spool, sink, broker):
+    name = past_session(spool, owes=2)
+    put_down(spool)
+    assert upload_segment.run(*pairs(spool, name)[0]).startswith("delivered")
+    assert not this_worker().gate.is_open()
+    assert (RECOVER, [True, True]) in messages(broker, LIVE)
+
+
+def test_short_probes_go_on_beside_a_patient_one(spool, sink):
+    name = past_session(spool, owes=2)
+    put_down(spool, probes=PATIENT_PROBE_EVERY - 1)
+    gate = this_worker().gate
+    with gate.admit("T") as patient:
+        assert (patient.may_try, patient.answer_seconds) == (True, None)
+        put_down(spool, probes=PATIENT_PROBE_EVERY)
+        with gate.admit("T") as short:
+            assert (short.may_try, short.answer_seconds) == (True, 4.0)
+            with gate.admit("T") as third:
+                assert not third.may_try
+    assert len(pairs(spool, name)) == 2
+
+
+def test_a_patient_probe_lets_the_next_turn_come(spool):
+    put_down(spool, probes=PATIENT_PROBE_EVERY - 1)
+    gate = this_worker().gate
+    with gate.admit("T"):
+        assert gate.outage()["probes"] == PATIENT_PROBE_EVERY
+        assert 0 < gate.next_probe_in() <= 4.0
+
+
+def test_a_transient_answer_while_the_way_is_open_is_retried_by_celery(spool, sink):
+    name = past_session(spool, owes=1)
+    sink.faults.add(Fault("status", status=503))
+    with pytest.raises(TransientError):
+        upload_segment.run(*pairs(spool, name)[0])
