@@ -67,18 +67,21 @@ class Line:
             self._piece = int(min(LARGEST_PIECE, max(SMALLEST_PIECE, rate * PIECE_SECONDS)))
         self._underway = max(2, int((UNDERWAY_BYTES + rate * rtt) // self._piece))
         self._turns: deque[_Lane] = deque()
+        self._connections: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[int]:
         """Listen on a free port and give it."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=self._piece)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=self._piece)
         upstream = asyncio.create_task(self._send())
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
-            upstream.cancel()
+            for task in (upstream, *self._connections):
+                task.cancel()
+            await asyncio.gather(upstream, *self._connections, return_exceptions=True)
 
     async def _send(self) -> None:
         """Be the upstream: one piece at a time, for as long as it takes.
@@ -100,6 +103,11 @@ class Line:
             await _until(free_at)
             lane.forth.put_nowait((data, free_at + self._rtt / 2))
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         accepted_at = _now()
         try:
@@ -119,14 +127,15 @@ class Line:
         ]
         try:
             await asyncio.gather(*tasks)
-            for each in (forth, writer):
-                each.close()
-        except (OSError, asyncio.CancelledError):
-            for each in (forth, writer):
-                each.transport.abort()
+        except OSError:  # one end is gone: so is the other
+            writer.transport.abort()
+            forth.transport.abort()
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            writer.close()
+            forth.close()
 
     async def _read(self, reader: asyncio.StreamReader, lane: _Lane, open_at: float) -> None:
         await _until(open_at)

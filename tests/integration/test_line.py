@@ -147,7 +147,6 @@ def test_bytes_come_through_unchanged_and_the_end_too():
 def test_an_ingest_that_refuses_cuts_the_connection():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with line_process(port, rate=0, rtt=0.0) as door, connected(door) as client:
-        with suppress(ConnectionError):
-            client.sendall(b"x")
-            assert client.recv(1) == b""
+    with line_process(port, rate=0, rtt=0.0) as door, connected(door) as client, suppress(ConnectionError):
+        client.sendall(b"x")
+        assert client.recv(1) == b""

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from benchmarks import figures
+from benchmarks import figures, live_first_report
+from benchmarks.ingest import Arrival
 from benchmarks.line import parse_rate
 
 
@@ -93,3 +94,39 @@ def test_the_environment_names_what_the_figures_depend_on():
 @pytest.mark.parametrize(("text", "bytes_per_second"), [("20Mbit", 2_500_000), ("512kbit", 64_000), ("0", 0)])
 def test_a_rate_is_read(text, bytes_per_second):
     assert parse_rate(text) == bytes_per_second
+
+
+def test_cameras_that_take_turns_stay_one_apart():
+    assert live_first_report.turns("abcabcabc", "abc", 10) == [1, 1, 0, 1, 1, 0, 1, 1, 0]
+    assert live_first_report.turns("aaabbb", "ab", 10) == [1, 2, 3, 2, 1, 0]
+
+
+def test_turns_end_when_the_first_camera_owes_nothing_more():
+    assert live_first_report.turns("ababbb", "ab", 3) == [1, 0, 1, 0]
+
+
+def arrival(camera: str, session: str, sequence: int) -> Arrival:
+    return Arrival(camera, session, sequence, 1000, 0.0)
+
+
+def test_order_counts_within_a_camera_and_across_its_sessions():
+    came = [
+        arrival("a", "2", 1),
+        arrival("b", "1", 1),
+        arrival("a", "1", 1),
+        arrival("a", "1", 2),
+        arrival("b", "1", 2),
+    ]
+    assert sorted(live_first_report.overtaking(came)) == [0, 0, 0, 0, 2]
+
+
+def test_the_backlog_is_measured_by_what_live_leaves_of_the_line():
+    figures_of_it = {
+        "seconds": 10.0,
+        "live_bytes": 400,
+        "drained_bytes": 300,
+        "owed_before": 9,
+        "owed_after": 1,
+    }
+    phase = live_first_report.Phase(backlog=True, waits=[1.0], overtaking=[], apart=[], **figures_of_it)
+    assert phase.share(100.0) == pytest.approx(0.5)
