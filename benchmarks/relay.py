@@ -15,7 +15,7 @@ import psutil
 
 import celeryconfig
 from benchmarks.processes import Usage, usage_of_tree
-from capture.broker import SOCKET_NAME, UNACKED, queue_lengths
+from capture.broker import SOCKET_NAME, queue_lengths
 from capture.errors import ConfigError
 from capture.journal import Event
 from capture.segment import SegmentName
@@ -95,17 +95,15 @@ class Relay:
 
     def messages(self) -> dict[str, int] | None:
         """Return how many messages wait in each queue and how many a worker has; None without a broker."""
-        url = self.broker_url()
-        if url is None:
-            return None
-        with suppress(ConfigError):
-            return queue_lengths(url, QUEUES)
+        socket = self.broker_socket()
+        if socket is not None:
+            with suppress(ConfigError):
+                return queue_lengths(f"redis+socket://{quote(str(socket))}", QUEUES)
         return None
 
-    def broker_url(self) -> str | None:
-        for path in (self.folder / "tmp").glob(f"relay-capture-*/{SOCKET_NAME}"):
-            return f"redis+socket://{quote(str(path))}"
-        return None
+    def broker_socket(self) -> Path | None:
+        """Return where the embedded broker listens, if it does."""
+        return next((self.folder / "tmp").glob(f"relay-capture-*/{SOCKET_NAME}"), None)
 
     def owed(self) -> Iterator[SegmentName]:
         """Yield what is owed now, of all cameras."""
@@ -158,10 +156,6 @@ def running(relay: Relay) -> Iterator[Relay]:
 def pile(messages: Mapping[str, int]) -> int:
     """Return how many messages there are in all, waiting or in a worker's hands."""
     return sum(messages.values())
-
-
-def unacked(messages: Mapping[str, int]) -> int:
-    return messages.get(UNACKED, 0)
 
 
 def confirmations(spool: Spool) -> dict[tuple[str, str], tuple[float, float | None]]:
