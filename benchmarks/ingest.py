@@ -32,6 +32,10 @@ class Ingest:
         self.port = port
         self._read = 0
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def arrivals(self) -> list[Arrival]:
         """Return what was stored since the last call, in the order it came."""
         with (self.directory / "receipts.jsonl").open("rb") as file:

@@ -26,7 +26,7 @@ from typing import Self
 
 from benchmarks.bare import bare_rate
 from benchmarks.figures import environment, environment_lines, write_figures
-from benchmarks.outage_report import Found, Refusals, Sample, show
+from benchmarks.outage_report import Found, Sample, show
 from benchmarks.relay import TOKEN, Relay, running, wait_until
 from capture.sink import Fault, FaultPlan, Hit, Sink, SinkEvent
 from capture.spool import read_json
@@ -34,8 +34,6 @@ from capture.spool import read_json
 HOW = ("refuse", "reset", "503", "hang")
 SAMPLE_SECONDS = 0.5
 USAGE_EVERY = 4  # samples: reading the memory of all processes is dear
-SETTLE_SECONDS = 15.0
-AFTER_SECONDS = 10.0
 DRAIN_SECONDS = 300.0
 BREAKER = "breaker.json"
 
@@ -61,6 +59,7 @@ class Watch:
     relay: Relay
     samples: list[Sample] = field(default_factory=list)
     failures: list[tuple[float, int]] = field(default_factory=list)
+    refusals: list[tuple[float, int]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
@@ -73,16 +72,20 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        failures, usage = 0, {}
+        failures, refused, usage = 0, refused_on_this_machine(), {}
         while not self._stop.wait(SAMPLE_SECONDS):
+            now = time.time()
+            noted = read_json(self.relay.spool.state / BREAKER).get("failures", 0)
+            # A count that was reset began anew.
+            self.failures.append((now, max(0, noted - failures)))
+            if refused is not None:
+                before, refused = refused, refused_on_this_machine()
+                self.refusals.append((now, refused - before))
+            failures = noted
             if len(self.samples) % USAGE_EVERY == 0:
                 usage = self.relay.usage()
-            noted = read_json(self.relay.spool.state / BREAKER).get("failures", 0)
-            if noted > failures:  # one that was reset began anew
-                self.failures.append((time.time(), noted - failures))
-            failures = noted
             ends = [segment.end.timestamp() for segment in self.relay.owed()]
-            self.samples.append(Sample(time.time(), self.relay.messages(), usage, ends))
+            self.samples.append(Sample(now, self.relay.messages(), usage, ends))
 
 
 def fault(how: str) -> Fault:
@@ -104,20 +107,6 @@ def refused_on_this_machine() -> int | None:
     return int(dict(zip(names, values, strict=True))["AttemptFails"])
 
 
-class Counted:
-    """Refused connections of the machine, within a time."""
-
-    def __init__(self) -> None:
-        self._before = refused_on_this_machine()
-        self._began = time.monotonic()
-
-    def per_minute(self) -> float | None:
-        now = refused_on_this_machine()
-        if now is None or self._before is None:
-            return None
-        return (now - self._before) * 60 / (time.monotonic() - self._began)
-
-
 def one(options: argparse.Namespace, how: str, folder: Path) -> Found:
     """Run one outage from the start of `up` to its end."""
     plan, events = CountingPlan(), list[SinkEvent]()
@@ -125,20 +114,17 @@ def one(options: argparse.Namespace, how: str, folder: Path) -> Found:
         settings = {"RELAY_DEFAULTS__SEGMENT_SECONDS": str(options.segment)}
         relay = Relay(folder, sink.url, cameras=options.cameras, source=options.source, settings=settings)
         with running(relay), Watch(relay) as watch:
-            found = Found(how, options, watch.samples, plan.heads, events, watch.failures)
-            found.settled_at = wait(relay, SETTLE_SECONDS)
-            before = Counted()
+            found = Found(how, options, watch.samples, plan.heads, events, watch.failures, watch.refusals)
+            found.settled_at = wait(relay, options.settle)
             found.down_at = wait(relay, options.before * 60)
-            quiet, during = before.per_minute(), Counted()
             failing = fault(how)
             plan.add(failing)
             found.up_at = wait(relay, options.minutes * 60)
-            found.refusals = Refusals(quiet, during.per_minute()) if how == "refuse" else None
             found.owed_at_return = sum(1 for _ in relay.owed())
             plan.remove(failing)
             found.up_at = time.time()
             _until_drained(relay, found)
-            found.watched_until = wait(relay, AFTER_SECONDS)
+            found.watched_until = wait(relay, options.after)
             size = max(188, round(sum(e.bytes for e in events) / max(1, sum(e.bytes > 0 for e in events))))
             found.receipts = sink.receipts()
             found.exit_code = relay.stop()
@@ -192,6 +178,8 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--minutes", type=float, default=10.0, help="of outage  [10]")
     add("--before", type=float, default=1.0, help="minutes of normal work before it, to compare with  [1]")
+    add("--settle", type=float, default=15.0, help="seconds after the start that do not count  [15]")
+    add("--after", type=float, default=10.0, help="seconds to look on once the backlog is gone  [10]")
     add("--how", choices=[*HOW, "all"], default="all", help="the way it fails  [all, one after the other]")
     add("--cameras", type=int, default=8, help="[8]")
     add("--source", default="test:160x90@5", help="of each camera  [test:160x90@5]")

@@ -27,14 +27,6 @@ class Sample:
     owed_ends: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Refusals:
-    """Refused connections of the whole machine in a minute, before and during; None where nobody counts."""
-
-    before: float | None
-    during: float | None
-
-
 @dataclass
 class Found:
     """All that was seen of one outage; moments in seconds since 1970."""
@@ -44,7 +36,10 @@ class Found:
     samples: list[Sample]
     heads: list[float]
     events: list[SinkEvent]
-    failures: list[tuple[float, int]]
+    failures: list[tuple[float, int]]  # that the workers noted, since the line before
+    refusals: list[
+        tuple[float, int]
+    ]  # of the whole machine, since the line before; empty where nobody counts
     settled_at: float = 0.0
     down_at: float = 0.0
     up_at: float = 0.0
@@ -52,7 +47,6 @@ class Found:
     watched_until: float = 0.0
     owed_at_return: int = 0
     owed_at_end: int = 0
-    refusals: Refusals | None = None
     receipts: list[Receipt] = field(default_factory=list)
     exit_code: int = -1
     audit_code: int = -1
@@ -66,10 +60,12 @@ class Found:
     def requests(self) -> list[int]:
         """Return the requests of each minute of the outage."""
         if self.how == "refuse":
-            moments = [at for at, count in self.failures for _ in range(count)]
-        else:
-            moments = self.heads
-        return per_minute(moments, self.down_at, self.up_at)
+            return per_minute(_each(self.failures), self.down_at, self.up_at)
+        return per_minute(self.heads, self.down_at, self.up_at)
+
+    def refused(self, begin: float, end: float) -> list[int] | None:
+        """Return the refused connections of the whole machine in each minute; None where nobody counts."""
+        return per_minute(_each(self.refusals), begin, end) if self.refusals else None
 
     def most_in_a_second(self) -> int:
         moments = Counter(int(at - self.down_at) for at in self.heads if self.down_at <= at < self.up_at)
@@ -133,7 +129,9 @@ class Found:
         return {
             "how": self.how,
             "requests_per_minute": self.requests(),
-            "refused_connections_per_minute_on_this_machine": vars(self.refusals) if self.refusals else None,
+            "refused_connections_of_this_machine": self.refused(self.down_at, self.up_at),
+            "failures_noted": [[at - self.down_at, count] for at, count in self.failures if count],
+            "refusals_counted": [[at - self.down_at, count] for at, count in self.refusals if count],
             "at_once": self.at_once(),
             "messages": [[s.at - self.down_at, s.messages] for s in self.samples],
             "memory": [[s.at - self.down_at, total_memory(s.usage.values())] for s in self.samples],
@@ -150,6 +148,11 @@ class Found:
             "exit_code": self.exit_code,
             "audit": self.audit_code,
         }
+
+
+def _each(counts: Sequence[tuple[float, int]]) -> list[float]:
+    """Return one moment for each that was counted."""
+    return [at for at, count in counts for _ in range(count)]
 
 
 def is_current(
@@ -233,10 +236,10 @@ def _rows(found: Found) -> list[list[str]]:
             *(f"{each[-1] / MIB:.0f}" if each else "-" for each in memory),
         ],
     ]
-    if found.refusals is not None:
-        pair = (found.refusals.before, found.refusals.during)
-        counts = ["-" if each is None else f"{each:.1f}" for each in pair]
-        rows.insert(3, ["refused connections of the machine, a minute", *counts, ""])
+    if found.how == "refuse":
+        counts = [found.refused(*span) for span in spans[:2]]
+        cells = ["-" if each is None else str(max(each)) for each in counts]
+        rows.insert(3, ["refused connections of the machine, most", *cells, ""])
     return rows
 
 
@@ -273,12 +276,15 @@ def _trickle(found: Found) -> tuple[str, bool | None, str]:
     """Judge the requests; at a closed port by the workers' own count, unless the kernel's is as low."""
     name, limit, most = "a trickle, not a storm", found.options.most_requests, max(found.requests())
     words = f"at most {most} requests in a minute, limit {limit:g}"
-    if found.refusals is None:
+    if found.how != "refuse":
         return name, most <= limit, words
-    during = found.refusals.during
-    if during is None or during > limit >= most:
-        return name, None, f"{words}, by the workers' count alone; the machine had {during or 0:.0f} refusals"
-    return name, most <= limit, f"{words}; the whole machine had {during:.0f} refusals a minute"
+    counted = found.refused(found.down_at, found.up_at)
+    if counted is None:
+        return name, None if most <= limit else False, f"{words}, by the workers' count alone"
+    words += f"; the whole machine had {max(counted)} refusals"
+    if most > limit:
+        return name, False, words
+    return name, True if max(counted) <= limit else None, words
 
 
 def _within(name: str, seconds: float | None, limit: float) -> tuple[str, bool, str]:
