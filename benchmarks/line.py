@@ -8,7 +8,8 @@ All connections share one upstream. It takes one small piece at a time, connecti
 uploads get half each; a piece of n bytes holds it for n / rate seconds. Then the piece travels for half a
 round trip. Answers travel back for the other half; their rate is not limited. The first byte of a new
 connection waits one round trip more, as it would for the handshake, which the kernel answers here at once.
-Bytes count as the application sends them: headers of TCP and IP are free, and nothing is lost on the way.
+Bytes count as the application sends them: headers of TCP and IP are free, nothing is lost on the way, and
+no connection has to start slowly.
 """
 
 import argparse

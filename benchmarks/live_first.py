@@ -214,6 +214,7 @@ class Bench:
 
 def main() -> int:
     options = _options()
+    sys.stdout.reconfigure(line_buffering=True)  # each line as it comes, also into a file
     with (
         tempfile.TemporaryDirectory(prefix="live-first-", dir=options.folder) as folder,
         ExitStack() as stack,
@@ -225,12 +226,12 @@ def main() -> int:
         bench = Bench(options, Path(folder), ingest, port)
         _introduce(options, bench)
         line_rate = bench.line_rate()
-        print(f"plain httpx on {options.concurrency} connections: {mbit(line_rate)}\n", flush=True)
+        print(f"plain httpx on {options.concurrency} connections: {mbit(line_rate)}\n")
         phases = []
         for number in range(options.repeat):
             for with_backlog in (False, True):
                 phases.append(bench.phase(number, with_backlog=with_backlog))
-                print(phase_line(phases[-1], line_rate), flush=True)
+                print(phase_line(phases[-1], line_rate))
         bench.backlog.put_in()
         problems = _conservation(bench)
     report = Report(options, phases, line_rate, problems)
@@ -277,7 +278,6 @@ def _introduce(options: argparse.Namespace, bench: Bench) -> None:
         f"{len(bench.content)} bytes each; live {options.live_cameras} cameras, a segment each every "
         f"{options.every:g} s; concurrency {options.concurrency}; {options.repeat} x 2 phases of "
         f"{options.seconds:g} s after {options.settle:g} s",
-        flush=True,
     )
 
 

@@ -155,11 +155,11 @@ def _until_drained(relay: Relay, found: Found) -> None:
 
 def main() -> int:
     options = _options()
+    sys.stdout.reconfigure(line_buffering=True)  # each line as it comes, also into a file
     print(environment_lines())
     print(
         f"{options.cameras} cameras {options.source}, segments of {options.segment:g} s; "
         f"{options.before:g} min before, {options.minutes:g} min of outage",
-        flush=True,
     )
     codes, data = [], []
     for how in HOW if options.how == "all" else [options.how]:

@@ -139,17 +139,17 @@ def _show(moment: Moment, *, first: bool) -> None:
     cells = _cells(moment)
     if first:
         print("  ".join(title.rjust(WIDTH) for title in cells))
-    print("  ".join(cell.rjust(max(WIDTH, len(title))) for title, cell in cells.items()), flush=True)
+    print("  ".join(cell.rjust(max(WIDTH, len(title))) for title, cell in cells.items()))
 
 
 def main() -> int:
     options = _options()
+    sys.stdout.reconfigure(line_buffering=True)  # each line as it comes, also into a file
     print(environment_lines())
     print(
         f"{options.cameras} cameras {options.source}, segments of {options.segment:g} s, "
         f"{options.minutes:g} min, warm-up {options.warm_up:g} min, "
         f"{'with' if options.with_outages else 'no'} outages\n",
-        flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="soak-", dir=options.folder) as folder:
         soak = run(options, Path(folder))

@@ -77,8 +77,8 @@ def test_a_round_trip_takes_its_time_and_a_new_connection_one_more():
     with receiver(1) as there, line_process(there.port, rate=0, rtt=0.1) as port, connected(port) as client:
         first = send(client, 1)
         later = min(send(client, 1) for _ in range(5))
-    assert first == pytest.approx(0.2, abs=0.03)
-    assert later == pytest.approx(0.1, abs=0.01)
+    assert 0.198 < first < 0.26
+    assert 0.099 < later < 0.115
 
 
 def test_a_long_round_trip_does_not_slow_the_rate_down():

@@ -57,6 +57,17 @@ def test_a_storm_at_a_closed_port_fails_whoever_counts_it():
         )
 
 
+def sample(at: float, messages: int) -> outage_report.Sample:
+    return outage_report.Sample(at, {"live": messages, "unacked": 0}, {}, [])
+
+
+def test_messages_may_wait_for_one_deadline_and_not_longer():
+    waits = [sample(1000.0 + n, 35 if n < 30 else 2) for n in range(120)]
+    assert outage_report._no_pile(found("hang", samples=waits))[1]
+    assert not outage_report._no_pile(found("hang", samples=[sample(1000.0 + n, 35) for n in range(120)]))[1]
+    assert not outage_report._no_pile(found("hang", samples=[sample(1000.0 + n, n) for n in range(100)]))[1]
+
+
 CAMERAS = ["cam0", "cam1"]
 
 
