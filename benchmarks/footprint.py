@@ -1,6 +1,6 @@
 """What one camera costs: CPU and memory of each process of `up`, and close-to-confirmed times.
 
-    .venv/bin/python benchmarks/footprint.py [--seconds 60] [--segment 2]
+    python -m benchmarks.footprint [--seconds 60] [--segment 2]
 
 A 720p H.264 file of about 2 Mbit/s is played in real time, as a camera sends it, and copied. The ingest runs
 as a process of its own. Prints one line per process: CPU seconds, share of one core, resident and
@@ -8,27 +8,19 @@ proportional memory (MiB; the proportional set counts shared pages once).
 """
 
 import argparse
-import os
-import platform
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median, quantiles
 
-import psutil
-
+from benchmarks.figures import MIB, environment, environment_lines, summary, table, write_figures
+from benchmarks.ingest import ingest_process
+from benchmarks.processes import Usage, total_memory
+from benchmarks.relay import Relay, confirmations, running
 from capture.ffmpeg import find_ffmpeg
-from capture.journal import Event
-from capture.segment import SegmentName
-from capture.spool import Spool
 
-COMMAND = Path(sys.executable).with_name("relay-capture")
-MIB = 1024 * 1024
+START_SECONDS = 5.0  # the start is not what is measured
 
 
 def make_clip(path: Path, seconds: int) -> None:
@@ -39,102 +31,56 @@ def make_clip(path: Path, seconds: int) -> None:
     subprocess.run([*command, "-pix_fmt", "yuv420p", *rate, str(path)], check=True)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def measure(folder: Path, options: argparse.Namespace) -> None:
+    clip = folder / "clip.mp4"
+    make_clip(clip, options.seconds + 30)
+    with ingest_process(folder) as ingest:
+        settings = {"RELAY_DEFAULTS__SEGMENT_SECONDS": str(options.segment)}
+        relay = Relay(folder, ingest.url, cameras=1, source=str(clip), settings=settings)
+        with running(relay):
+            time.sleep(START_SECONDS)
+            before, began = relay.usage(), time.monotonic()
+            time.sleep(options.seconds)
+            relay.check()
+            after, lasted = relay.usage(), time.monotonic() - began
+            relay.stop()
+    print(_costs(before, after, lasted))
+    times = confirmations(relay.spool).values()
+    found = summary([(confirmed - closed) * 1000 for closed, confirmed in times if confirmed is not None])
+    print(f"\nclose to confirmed, {found['n']} segments of {options.segment:g} s: ", end="")
+    print(f"p50 {found['p50']:.0f} ms, p95 {found['p95']:.0f} ms, max {found['max']:.0f} ms")
+    usage = {str(pid): vars(each) for pid, each in after.items()}
+    data = {"environment": environment(), "seconds": lasted, "usage": usage, "close_to_confirmed_ms": found}
+    write_figures(options.json, data)
 
 
-def name_of(process: psutil.Process) -> str:
-    words = " ".join(process.cmdline())
-    for part, name in (("ffmpeg", "ffmpeg"), ("valkey", "valkey"), (" beat", "beat"), ("worker", "worker")):
-        if part in words:
-            return name
-    return "agent (up)"
+def _costs(before: Mapping[int, Usage], after: Mapping[int, Usage], lasted: float) -> str:
+    everyone = sorted(after.values(), key=lambda each: each.name)
+    cpu = [each.cpu - (before[each.pid].cpu if each.pid in before else 0.0) for each in everyone]
+    rows = [
+        [each.name, str(each.pid), *_cells(used, lasted, each.rss, total_memory([each]))]
+        for each, used in zip(everyone, cpu, strict=True)
+    ]
+    rss = sum(each.rss for each in everyone)
+    rows.append(["all", "", *_cells(sum(cpu), lasted, rss, total_memory(everyone))])
+    return table(["process", "pid", "CPU s", "% core", "RSS MiB", "PSS MiB"], rows)
 
 
-def sample(root: psutil.Process) -> dict[int, tuple[str, float, int, int]]:
-    found = {}
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            times, memory = process.cpu_times(), process.memory_full_info()
-            found[process.pid] = (name_of(process), times.user + times.system, memory.rss, memory.pss)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def latencies(spool: Spool) -> list[float]:
-    closed, waits = {}, []
-    for camera in spool.journal.cameras():
-        for entry in spool.journal.read(camera):
-            segment, at = str(entry.fields.get("segment")), entry.fields.get("t")
-            if SegmentName.parse(segment) is None:
-                continue
-            moment = datetime.fromisoformat(str(at))
-            if entry.event is Event.CLOSED:
-                closed[segment] = moment
-            elif entry.event is Event.DELIVERED and segment in closed:
-                waits.append((moment - closed[segment]).total_seconds() * 1000)
-    return waits
+def _cells(used: float, lasted: float, rss: int, pss: int) -> list[str]:
+    return [f"{used:.2f}", f"{100 * used / lasted:.1f}", f"{rss / MIB:.1f}", f"{pss / MIB:.1f}"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What one camera costs.")
-    parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--segment", type=float, default=2.0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=int, default=60, help="to measure  [60]")
+    parser.add_argument("--segment", type=float, default=2.0, help="seconds of a segment  [2]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), options.seconds, options.segment)
-
-
-def measure(folder: Path, seconds: int, segment: float) -> None:
-    make_clip(folder / "clip.mp4", seconds + 10)
-    port = free_port()
-    sink = subprocess.Popen(
-        [COMMAND, "sink", "--port", str(port), "--dir", folder / "sink"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    environment = {**os.environ, "RELAY_TOKEN": "benchmark"}
-    arguments = ["--source", folder / "clip.mp4", "--cloud", f"http://127.0.0.1:{port}"]
-    up = subprocess.Popen(
-        [COMMAND, "up", *arguments, "--spool", folder / "spool", "--segment-duration", str(segment)],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        root = psutil.Process(up.pid)
-        time.sleep(5)  # the start is not what is measured
-        before, began = sample(root), time.monotonic()
-        time.sleep(seconds)
-        after, lasted = sample(root), time.monotonic() - began
-    finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait(30)
-        sink.terminate()
-        sink.wait(10)
-    report(before, after, lasted)
-    waits = latencies(Spool.open(folder / "spool"))
-    p95 = quantiles(waits, n=20)[-1]
-    print(
-        f"\nclose to confirmed, {len(waits)} segments of {segment:g} s:"
-        f" p50 {median(waits):.0f} ms, p95 {p95:.0f} ms, max {max(waits):.0f} ms"
-    )
-
-
-def report(before: dict, after: dict, lasted: float) -> None:
-    print(
-        f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs, {lasted:.0f} s\n"
-    )
-    print(f"{'process':<12}{'pid':>8}{'CPU s':>8}{'% core':>8}{'RSS MiB':>9}{'PSS MiB':>9}")
-    total = [0.0, 0, 0]
-    for pid, (name, cpu, rss, pss) in sorted(after.items(), key=lambda item: item[1][0]):
-        used = cpu - before.get(pid, (name, cpu, 0, 0))[1]
-        total = [total[0] + used, total[1] + rss, total[2] + pss]
-        print(f"{name:<12}{pid:>8}{used:>8.2f}{100 * used / lasted:>8.1f}{rss / MIB:>9.1f}{pss / MIB:>9.1f}")
-    used, rss, pss = total
-    print(f"{'all':<20}{used:>8.2f}{100 * used / lasted:>8.1f}{rss / MIB:>9.1f}{pss / MIB:>9.1f}")
+    print(f"{environment_lines()}\n{options.seconds} s\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="footprint-") as folder:
+        measure(Path(folder), options)
 
 
 if __name__ == "__main__":

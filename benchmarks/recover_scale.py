@@ -1,6 +1,6 @@
 """What it costs `recover` to choose a window of segments from very many, with and without a listing.
 
-.venv/bin/python benchmarks/recover_scale.py [--segments 100000] [--cameras 8]
+python -m benchmarks.recover_scale [--segments 100000] [--cameras 8]
 """
 
 import argparse
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks.figures import environment_lines
 from capture.recovery import Shortlist
 from capture.session import Session
 from capture.source import parse_source
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=100_000)
     parser.add_argument("--cameras", type=int, default=8)
     options = parser.parse_args()
+    print(environment_lines())
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool.open(Path(folder) / "spool", create=True)
         for share in (100, 10, 1):

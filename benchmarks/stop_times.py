@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.figures import environment_lines, percentile
+from benchmarks.relay import COMMAND, TOKEN
 from capture.sink import Sink
 
-COMMAND = Path(sys.executable).with_name("relay-capture")
-TOKEN = "stop-times"  # noqa: S105 - made up
 SLACK = 5.0  # seconds that a stop may take beyond its drain
 RUN_SECONDS = (0.3, 2.5)
 START_DEADLINE = 60.0
@@ -42,6 +42,7 @@ def main() -> int:
     options = _options()
     dice = random.Random(options.seed)  # noqa: S311 - when to stop, not a secret
     limit = options.drain + SLACK
+    print(environment_lines(), flush=True)
     stops = []
     for number in range(1, options.stops + 1):
         stop = _one(options, dice.uniform(*RUN_SECONDS), limit)
@@ -124,10 +125,9 @@ def _sum_up(stops: Sequence[Stop], limit: float) -> int:
     beyond = sum(each > limit for each in seconds)
     leaving = sum(bool(stop.left) for stop in stops)
     wrong = sum(stop.code != 0 for stop in stops)
-    p95 = seconds[min(len(seconds) - 1, int(len(seconds) * 0.95))]
     print(
         f"{len(stops)} stops: min {seconds[0]:.2f} s, median {statistics.median(seconds):.2f} s, "
-        f"p95 {p95:.2f} s, max {seconds[-1]:.2f} s; beyond {limit:g} s: {beyond}; "
+        f"p95 {percentile(seconds, 0.95):.2f} s, max {seconds[-1]:.2f} s; beyond {limit:g} s: {beyond}; "
         f"processes left behind: {leaving}; exit code not 0: {wrong}"
     )
     return 1 if beyond or leaving or wrong else 0
