@@ -33,6 +33,7 @@ class Batch:
         self._remembered = Remembered()
         self._lane = ExitStack()
         self._failed: set[str] = set()
+        self._turn: str | None = None
         self.has_lane = False
         self.delivered = 0
 
@@ -42,6 +43,7 @@ class Batch:
         for number, debt in enumerate(self._debts):
             if number and (time.monotonic() >= until or self._worker.memory.live_waits()):
                 return
+            self._turn = debt.camera
             yield debt
 
     def note(self, debt: Debt, outcome: Outcome | str) -> None:
@@ -71,7 +73,7 @@ class Batch:
             failed=len(self._failed),
         )
         done = {debt.key for debt in self._debts} - self._failed
-        self._worker.memory.conclude(done=done, failed=self._failed, window=window)
+        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=self._turn)
         self._lane.close()
         if self.delivered:
             self._worker.recover_soon()

@@ -88,10 +88,16 @@ class Memory:
         now = repr(time.time())
         self._write({_TURN: turn, **dict.fromkeys(keys, now)})
 
-    def conclude(self, *, done: Collection[str], failed: Collection[str], window: int) -> None:
-        """Remember how a batch ended: who has no message any more, who failed, and the next window."""
+    def conclude(
+        self, *, done: Collection[str], failed: Collection[str], window: int, turn: str | None = None
+    ) -> None:
+        """Remember how a batch ended: who has no message any more, who failed, the next window.
+
+        `turn` names the camera that really had the last turn: a batch that made way sent less than it held.
+        """
         now = repr(-time.time())
-        self._write({_WINDOW: str(window), **dict.fromkeys(failed, now)}, forget=done)
+        turns = {} if turn is None else {_TURN: turn}
+        self._write({_WINDOW: str(window), **turns, **dict.fromkeys(failed, now)}, forget=done)
 
     def forget(self, keys: Collection[str]) -> None:
         """These have no message any more."""

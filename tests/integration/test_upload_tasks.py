@@ -56,6 +56,15 @@ def test_a_batch_makes_way_for_a_new_segment_after_one_of_its_own(spool, sink, b
     assert (remembered.sent, remembered.failed) == ({}, {})
 
 
+def test_a_batch_that_made_way_leaves_the_next_turn_to_the_next_camera(spool, sink, broker):
+    names = [past_session(spool, camera, owes=2) for camera in ("gate", "hall", "yard")]
+    firsts = [pairs(spool, name)[0] for name in names]
+    this_worker().memory.note_sent([], turn="yard")
+    broker.lpush(LIVE, "a message")
+    assert upload_batch(firsts) == "sent 1 of 3"
+    assert this_worker().memory.load().turn == "gate"
+
+
 def test_a_batch_ends_when_its_time_is_up(spool, sink, monkeypatch):
     name = past_session(spool, owes=5)
     monkeypatch.setattr(tasks.batch, "BATCH_SECONDS", 0.0)
