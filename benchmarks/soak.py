@@ -30,7 +30,6 @@ from benchmarks.soak_report import Moment, Soak
 from capture.sink import Fault, Sink
 
 OUTAGES = (Fault("status", status=503, duration=20), Fault("refuse", duration=20), Fault("hang", duration=20))
-OUTAGE_EVERY = 300.0
 DRAIN_SECONDS = 120.0
 WIDTH = 7
 
@@ -90,7 +89,7 @@ def _watch(options: argparse.Namespace, relay: Relay, sink: Sink, soak: Soak) ->
     for number in range(1, int(options.minutes * 60 // options.every) + 1):
         while (left := began + number * options.every - time.monotonic()) > 0:
             relay.check()
-            if options.with_outages and time.monotonic() >= began + outage * OUTAGE_EVERY:
+            if options.with_outages and time.monotonic() >= began + outage * options.outage_every:
                 sink.faults.add(OUTAGES[outage % len(OUTAGES)])
                 outage += 1
             time.sleep(min(0.5, left))
@@ -168,11 +167,8 @@ def _options() -> argparse.Namespace:
     add("--cameras", type=int, default=4, help="[4]")
     add("--source", default="test:160x90@5", help="of each camera  [test:160x90@5]")
     add("--segment", type=float, default=1.0, help="seconds of a segment  [1]")
-    add(
-        "--with-outages",
-        action="store_true",
-        help="every five minutes one of 20 s: 503, a closed port, a hang",
-    )
+    add("--with-outages", action="store_true", help="of 20 s: a closed port, a hang, 503, in turn")
+    add("--outage-every", type=float, default=300.0, help="seconds from one outage to the next  [300]")
     add("--folder", type=Path, help="where it runs  [the directory for temporary files]")
     add("--json", type=Path, metavar="FILE", help="write all that was measured")
     return parser.parse_args()

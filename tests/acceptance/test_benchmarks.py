@@ -57,11 +57,11 @@ def test_the_outage_counts_what_the_ingest_was_asked(tmp_path):
 
 
 def test_the_soak_follows_every_process_and_counts_every_segment(tmp_path):
-    found, words = run(
-        "soak", "--minutes", "0.15", "--every", "3", "--warm-up", "0", "--cameras", "2", folder=tmp_path
-    )
+    options = ["--every", "3", "--warm-up", "0", "--cameras", "2", "--with-outages", "--outage-every", "4"]
+    found, words = run("soak", "--minutes", "0.15", *options, folder=tmp_path)
     names = {trend["process"].removesuffix(" child") for trend in found["trends"]}
     assert {"agent (up)", "beat", "valkey", "ffmpeg cam0", "ffmpeg cam1"} <= names
     assert any(name.startswith("worker") for name in names)
+    assert found["outages"] > 0
     assert found["closed"] == found["confirmed"] == found["arrived"] > 0
     assert "PASS  nothing is lost" in words
