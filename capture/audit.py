@@ -4,17 +4,31 @@ Each segment that the journal ever named, or that lies in a session directory, i
 or dropped. A fault is what breaks that proof; a note is what looks odd and has a harmless explanation.
 
 Faults: a segment without a file and without an outcome; a journal line that is torn or not ours; one sequence
-number with two names; a hole in a session's numbers; a size that is not the one that was closed.
+number with two names; a hole in a session's numbers; a size or a digest that is not the one that was closed.
 
 Notes, and why they are harmless:
 
-* A file that no line announced: power loss takes the last lines of the journal, never the file.
+* A file, or an outcome, that no line announced: power loss takes the last lines of the journal, never the
+  file, and a journal that cannot be written does not stop a segment.
 * A file whose delivery or drop is journalled: the line comes first, then a crash came. It is sent once more.
 * An empty file: delivered, and a full disk had no room for the line (see `capture.claim`).
 * A hole where ffmpeg was started anew: it opened a file, got no packet, and salvage removed the empty file.
   The journal shows a gap line between the two neighbours of such a hole, unless the upper one was not closed
-  by its own agent: then the line that would have told died with that agent. A session's first numbers may
-  also be missing from the first session that the journal knows, which has no video before it to miss.
+  by its own agent: then the line that would have told died with that agent, and where salvage died too, so
+  did its own. A session's first numbers may also be missing from the first session that the journal knows,
+  which has no video before it to miss.
+
+What no audit of these files can see, because what is left is what an honest history leaves:
+
+* The newest segments of a session, when lines and files are gone together; and so a whole session or camera.
+* The oldest days of the journal, when nothing of them is owed any more: as if somebody had put them away.
+* A segment whose line and file are gone where a note above explains the hole: between a gap line and the next
+  closing, or right below a salvaged segment.
+* A line of a gap. An announcement (`closed`, `rejected`, `requeued`) of what the journal settles, or of what
+  is still here: only a note tells of the latter.
+* A flipped byte in a file that is owed, unless the audit is asked to read the files. What was delivered is
+  always compared: both lines bear a digest, unless a full disk came between.
+* A line that was changed into another true-looking one. The journal is no seal against its owner.
 """
 
 import zlib
@@ -24,7 +38,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from capture.journal import Entry, Event
 from capture.segment import SegmentName, SessionName
@@ -44,13 +58,14 @@ class Kind(StrEnum):
     DUPLICATE = "duplicate"
     HOLE = "hole"
     SIZE = "size"
+    CONTENT = "content"
     UNANNOUNCED = "unannounced"
     STILL_PRESENT = "still_present"
     UNJOURNALLED = "unjournalled"
     RESTART = "restart"
 
 
-FAULTS = frozenset({Kind.LOST, Kind.TORN, Kind.FOREIGN, Kind.DUPLICATE, Kind.HOLE, Kind.SIZE})
+FAULTS = frozenset({Kind.LOST, Kind.TORN, Kind.FOREIGN, Kind.DUPLICATE, Kind.HOLE, Kind.SIZE, Kind.CONTENT})
 
 
 @dataclass(frozen=True)
@@ -98,11 +113,15 @@ class CameraReport:
 
 @dataclass(frozen=True)
 class SessionFiles:
-    """What lies in a session directory: closed segments with their bytes, rejected ones, open ones."""
+    """What lies in a session directory: closed segments with their bytes, rejected ones, open ones.
+
+    `digests` holds the SHA-256 of those that were read.
+    """
 
     owed: Mapping[str, int] = field(default_factory=dict)
     rejected: frozenset[str] = frozenset()
     open: frozenset[int] = frozenset()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 Listing = Mapping[str, SessionFiles]
@@ -164,12 +183,25 @@ def _fingerprint(name: str) -> int:
     return zlib.crc32(name.encode()) or 1
 
 
+class _Closed(NamedTuple):
+    """What a line says of a segment's content; None where it says nothing."""
+
+    size: int | None
+    sha256: str | None
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "_Closed":
+        size, sha256 = fields.get("bytes"), fields.get("sha256")
+        return cls(size if isinstance(size, int) else None, sha256 if isinstance(sha256, str) else None)
+
+
 @dataclass
 class _Session:
-    """What the journal says about one session. `unsettled` maps a name to its bytes, None if unknown."""
+    """What the journal says about one session."""
 
     numbers: _Numbers = field(default_factory=_Numbers)
-    unsettled: dict[str, int | None] = field(default_factory=dict)
+    unsettled: dict[str, _Closed] = field(default_factory=dict)
+    unannounced: set[str] = field(default_factory=set)  # settled, and no line said that they were closed
     top: int = 0  # the highest number that was closed so far
     gaps_before: int | None = None  # how many gap lines stood before the line of that
     holes: list[tuple[int, int, bool]] = field(default_factory=list)  # first, last, is a restart
@@ -233,13 +265,12 @@ class Ledger:
                 str(session_name),
                 name,
             )
-        size = entry.fields.get("bytes")
-        size = size if isinstance(size, int) else None
         if event in {Event.DELIVERED, Event.DROPPED}:
-            self._settle(session, entry, event, name, size, is_new=is_new)
+            self._settle(session, entry, event, name, is_new=is_new)
         elif is_new:
-            session.unsettled[name] = size
+            session.unsettled[name] = _Closed.of(entry.fields)
         if event in {Event.CLOSED, Event.RECOVERED}:
+            session.unannounced.discard(name)
             self._advance(session, number, is_salvaged=event is Event.RECOVERED)
 
     def _session(self, text: object) -> _Session | None:
@@ -255,17 +286,26 @@ class Ledger:
                 found.gaps_before = -1  # the first of all: nothing before it can be missed
         return found
 
-    def _settle(
-        self, session: _Session, entry: Entry, event: Event, name: str, size: int | None, *, is_new: bool
-    ) -> None:
+    def _settle(self, session: _Session, entry: Entry, event: Event, name: str, *, is_new: bool) -> None:
         if name in session.unsettled:
             closed = session.unsettled.pop(name)
-            if event is Event.DELIVERED and None not in (closed, size) and size not in (0, closed):
-                text = f"{_place(entry)}: {name} was closed with {closed} bytes and delivered with {size}"
-                self._findings.add(Kind.SIZE, text, str(entry.fields["session"]))
+            if event is Event.DELIVERED:
+                self._compare(entry, name, closed)
         elif not is_new:
             return  # once more: a crash between the line and the removal of the file
+        else:
+            session.unannounced.add(name)
         self._outcomes[event] += 1
+
+    def _compare(self, entry: Entry, name: str, closed: _Closed) -> None:
+        """Hold what was delivered against what was closed, as far as both lines say."""
+        sent, session = _Closed.of(entry.fields), str(entry.fields["session"])
+        if None not in {closed.size, sent.size} and sent.size not in {0, closed.size}:
+            text = f"{name} was closed with {closed.size} bytes and delivered with {sent.size}"
+            self._findings.add(Kind.SIZE, f"{_place(entry)}: {text}", session)
+        elif None not in {closed.sha256, sent.sha256} and sent.sha256 != closed.sha256:
+            text = f"{name} was delivered with other content than it was closed with"
+            self._findings.add(Kind.CONTENT, f"{_place(entry)}: {text}", session)
 
     def _advance(self, session: _Session, number: int, *, is_salvaged: bool) -> None:
         """Follow the numbers as they were closed; note where some were passed over."""
@@ -275,6 +315,11 @@ class Ledger:
             session.holes.append((session.top + 1, number - 1, is_restart))
         session.top = max(session.top, number)
         session.gaps_before = self._gaps_before_last = self._gap_count
+
+    def _gaps_since(self, session: _Session) -> int:
+        """Count the gap lines after the last closing that a session has a line about."""
+        before = self._gaps_before_last if session.gaps_before is None else session.gaps_before
+        return self._gap_count - max(before, 0)
 
     # --- the judgement ---
 
@@ -286,7 +331,8 @@ class Ledger:
         found: Counter[str] = Counter()
         for name in sorted({*self._sessions, *listing}):
             session = self._sessions.get(name) or _Session()
-            _Judgement(name, session, listing.get(name, NO_FILES), findings, found).run()
+            files = listing.get(name, NO_FILES)
+            _Judgement(name, session, files, findings, found, gaps=self._gaps_since(session)).run()
         delivered = self._outcomes[Event.DELIVERED] + found["delivered"]
         dropped = self._outcomes[Event.DROPPED]
         return CameraReport(
@@ -315,6 +361,7 @@ class _Judgement:
     files: SessionFiles
     findings: _Findings
     found: Counter[str]
+    gaps: int  # gap lines after the last line about a closing
     numbers: dict[int, str] = field(default_factory=dict)  # of files that no line announced
 
     def run(self) -> None:
@@ -327,6 +374,8 @@ class _Judgement:
             if name not in self.files.owed and name not in self.files.rejected:
                 self.found["lost"] += 1
                 self._add(Kind.LOST, "was closed; it has no file and no outcome", name)
+        for name in self.session.unannounced:
+            self._add(Kind.UNANNOUNCED, "has an outcome, and no line announced it", name)
         for first, last, is_restart in self._holes():
             kind = Kind.RESTART if is_restart else Kind.HOLE
             which = f"number {first} is" if first == last else f"numbers {first} to {last} are"
@@ -348,8 +397,10 @@ class _Judgement:
             return
         self.found["owed"] += 1
         closed = self.session.unsettled[name]
-        if closed not in (None, size):
-            self._add(Kind.SIZE, f"was closed with {closed} bytes and has {size}", name)
+        if closed.size not in (None, size):
+            self._add(Kind.SIZE, f"was closed with {closed.size} bytes and has {size}", name)
+        elif closed.sha256 not in (None, self.files.digests.get(name, closed.sha256)):
+            self._add(Kind.CONTENT, "has other content than it was closed with", name)
 
     def _unsettled_file(self, name: str) -> bool:
         """Judge a file that no line announced, or whose outcome is known; tell whether it counts."""
@@ -367,15 +418,21 @@ class _Judgement:
     def _holes(self) -> Iterator[tuple[int, int, bool]]:
         here = {_number(name) or 0 for name in (*self.files.owed, *self.files.rejected)}
         highest = max(self.session.numbers.highest, *here, 0)
-        # Above the last line of a closing the lines are lost, and with them what would explain a hole.
-        tail = [(self.session.top + 1, highest, True)] if highest > self.session.top else []
-        for first, last, is_restart in [*self.session.holes, *tail]:
+        for first, last, is_restart in [*self.session.holes, (self.session.top + 1, highest, self.gaps > 0)]:
             if last - first > _LARGEST_HOLE:
                 yield first, last, False
                 continue
             missing = (n for n in range(first, last + 1) if not self._is_known(n, here))
             for begin, end in _runs(missing):
-                yield begin, end, is_restart
+                yield begin, end, is_restart or self._died_with_salvage(begin, end, highest)
+
+    def _died_with_salvage(self, first: int, last: int, highest: int) -> bool:
+        """Tell whether a salvage may have died here: it removed an empty file and had no time for its line.
+
+        It leaves one owed file without a line, on top of all others.
+        """
+        is_one_below_top = self.session.top < first == last == highest - 1
+        return is_one_below_top and self.numbers.get(highest) in self.files.owed
 
     def _is_known(self, number: int, here: set[int]) -> bool:
         return number in self.session.numbers or number in here or number in self.files.open

@@ -92,15 +92,17 @@ def _require_camera(spool: "Spool", camera: str | None) -> None:
 
 
 @click.command()
+@click.option("--digests", is_flag=True, help="Also read each segment that is here, and compare its content.")
 @_options(_SPOOL, _CAMERA, _CONFIG, _JSON)
-def audit(spool: str | None, camera: str | None, config: Path | None, *, as_json: bool) -> int:
+def audit(spool: str | None, camera: str | None, config: Path | None, *, digests: bool, as_json: bool) -> int:
     """Prove that no segment is unaccounted for; exit with 1 if one is."""
     from capture import audit as core  # noqa: PLC0415
     from capture.audit_spool import audit_spool, cameras  # noqa: PLC0415
 
     with _spool_of(_settings(config, spool=spool)) as opened:
         _require_camera(opened, camera)
-        reports = [audit_spool(opened, each) for each in ([camera] if camera else cameras(opened))]
+        chosen = [camera] if camera else cameras(opened)
+        reports = [audit_spool(opened, each, digests=digests) for each in chosen]
     if as_json:
         click.echo(json.dumps(core.as_json(reports, opened.root)))
     else:
