@@ -26,8 +26,9 @@ What no audit of these files can see, because what is left is what an honest his
   closing, or right below a salvaged segment.
 * A line of a gap. An announcement (`closed`, `rejected`, `requeued`) of what the journal settles, or of what
   is still here: only a note tells of the latter.
-* A flipped byte in a file that is owed, unless the audit is asked to read the files. What was delivered is
-  always compared: both lines bear a digest, unless a full disk came between.
+* A flipped byte in a file that is owed or rejected, or a rejected one cut short, unless the audit is asked
+  to read the files. What was delivered is always compared: both lines bear a digest, unless a full disk
+  came between. So is only the first of two outcomes of one segment, where a crash made a second.
 * A line that was changed into another true-looking one. The journal is no seal against its owner.
 """
 
@@ -199,12 +200,14 @@ class _Closed(NamedTuple):
 class _Session:
     """What the journal says about one session."""
 
+    is_first: bool = False  # of all: no video before it can be missed
     numbers: _Numbers = field(default_factory=_Numbers)
     unsettled: dict[str, _Closed] = field(default_factory=dict)
     unannounced: set[str] = field(default_factory=set)  # settled, and no line said that they were closed
     top: int = 0  # the highest number that was closed so far
-    gaps_before: int | None = None  # how many gap lines stood before the line of that
-    holes: list[tuple[int, int, bool]] = field(default_factory=list)  # first, last, is a restart
+    gaps_before: int | None = None  # how many gap lines stood before the line of the last closing
+    holes: list[tuple[int, int]] = field(default_factory=list)  # first and last number that was passed over
+    restarts: set[int] = field(default_factory=set)  # numbers that were closed first after a restart
 
 
 class Ledger:
@@ -281,9 +284,7 @@ class Ledger:
             name = SessionName.parse(text)
             if name is None or name.camera != self.camera:
                 return None
-            found = self._sessions[text] = _Session()
-            if len(self._sessions) == 1:
-                found.gaps_before = -1  # the first of all: nothing before it can be missed
+            found = self._sessions[text] = _Session(is_first=not self._sessions)
         return found
 
     def _settle(self, session: _Session, entry: Entry, event: Event, name: str, *, is_new: bool) -> None:
@@ -309,17 +310,17 @@ class Ledger:
 
     def _advance(self, session: _Session, number: int, *, is_salvaged: bool) -> None:
         """Follow the numbers as they were closed; note where some were passed over."""
-        before = self._gaps_before_last if session.gaps_before is None else session.gaps_before
+        if is_salvaged or self._gaps_since(session):
+            session.restarts.add(number)
         if number > session.top + 1:
-            is_restart = is_salvaged or self._gap_count > before
-            session.holes.append((session.top + 1, number - 1, is_restart))
+            session.holes.append((session.top + 1, number - 1))
         session.top = max(session.top, number)
         session.gaps_before = self._gaps_before_last = self._gap_count
 
     def _gaps_since(self, session: _Session) -> int:
         """Count the gap lines after the last closing that a session has a line about."""
         before = self._gaps_before_last if session.gaps_before is None else session.gaps_before
-        return self._gap_count - max(before, 0)
+        return self._gap_count - before
 
     # --- the judgement ---
 
@@ -368,8 +369,11 @@ class _Judgement:
         for name, size in self.files.owed.items():
             self._owed(name, size)
         for name in self.files.rejected - self.files.owed.keys():
-            if name in self.session.unsettled or self._unsettled_file(name):
+            if name in self.session.unsettled:
                 self.found["rejected"] += 1
+                self._compare(name)
+            else:
+                self.found["rejected"] += self._unsettled_file(name)
         for name in self.session.unsettled:
             if name not in self.files.owed and name not in self.files.rejected:
                 self.found["lost"] += 1
@@ -399,7 +403,12 @@ class _Judgement:
         closed = self.session.unsettled[name]
         if closed.size not in (None, size):
             self._add(Kind.SIZE, f"was closed with {closed.size} bytes and has {size}", name)
-        elif closed.sha256 not in (None, self.files.digests.get(name, closed.sha256)):
+        else:
+            self._compare(name)
+
+    def _compare(self, name: str) -> None:
+        closed = self.session.unsettled[name].sha256
+        if closed not in (None, self.files.digests.get(name, closed)):
             self._add(Kind.CONTENT, "has other content than it was closed with", name)
 
     def _unsettled_file(self, name: str) -> bool:
@@ -418,21 +427,23 @@ class _Judgement:
     def _holes(self) -> Iterator[tuple[int, int, bool]]:
         here = {_number(name) or 0 for name in (*self.files.owed, *self.files.rejected)}
         highest = max(self.session.numbers.highest, *here, 0)
-        for first, last, is_restart in [*self.session.holes, (self.session.top + 1, highest, self.gaps > 0)]:
+        for first, last in [*self.session.holes, (self.session.top + 1, highest)]:
             if last - first > _LARGEST_HOLE:
                 yield first, last, False
                 continue
             missing = (n for n in range(first, last + 1) if not self._is_known(n, here))
             for begin, end in _runs(missing):
-                yield begin, end, is_restart or self._died_with_salvage(begin, end, highest)
+                yield begin, end, self._is_restart(begin, end, highest)
 
-    def _died_with_salvage(self, first: int, last: int, highest: int) -> bool:
-        """Tell whether a salvage may have died here: it removed an empty file and had no time for its line.
-
-        It leaves one owed file without a line, on top of all others.
-        """
-        is_one_below_top = self.session.top < first == last == highest - 1
-        return is_one_below_top and self.numbers.get(highest) in self.files.owed
+    def _is_restart(self, first: int, last: int, highest: int) -> bool:
+        """Tell whether empty files may have had these numbers. See the notes at the top of this module."""
+        if last + 1 in self.session.restarts or (self.session.is_first and first == 1):
+            return True
+        if first <= self.session.top:
+            return False
+        # Salvage may have died here: it leaves one owed file without a line, on top of all others.
+        is_one_below_top = first == last == highest - 1
+        return self.gaps > 0 or (is_one_below_top and self.numbers.get(highest) in self.files.owed)
 
     def _is_known(self, number: int, here: set[int]) -> bool:
         return number in self.session.numbers or number in here or number in self.files.open
