@@ -272,22 +272,15 @@ def up(start, sink, spool) -> Callable[..., Relay]:
 # --- workers by themselves, with a broker of their own ------------------------------------------------
 
 PACKETS = (b"\x47" + bytes(187)) * 1000
-WITHOUT_GUARD = """
-import sys, types
-guard = types.ModuleType("tasks.kombu_guard")
-guard.install = lambda: None
-sys.modules["tasks.kombu_guard"] = guard
-from celery.__main__ import main
-main()
-"""
+CELERY = "\nfrom celery.__main__ import main\nmain()\n"
 
 
 class Worker:
-    """A worker process as an operator starts it."""
+    """A worker process as an operator starts it; or with some code before, that changes it."""
 
-    def __init__(self, directory, env, *options, guarded=True):
+    def __init__(self, directory, env, *options, changed=""):
         self._log = directory / "worker.log"
-        program = ["-m", "celery"] if guarded else ["-c", WITHOUT_GUARD]
+        program = ["-c", changed + CELERY] if changed else ["-m", "celery"]
         flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO"]
         argv = [sys.executable, "-P", *program, "-A", "tasks", "worker", "-Q", "live,backlog", *flags]
         with self._log.open("wb") as log:
@@ -349,9 +342,9 @@ def worker(settings, session, tmp_path):
     workers = []
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
 
-    def run(*options, guarded=True):
+    def run(*options, changed=""):
         env = {**clean, **settings.worker_environment()}
-        workers.append(Worker(tmp_path, env, *options, guarded=guarded))
+        workers.append(Worker(tmp_path, env, *options, changed=changed))
         return workers[-1]
 
     yield run
@@ -374,12 +367,17 @@ def send(settings, session):
     app = publisher_app(settings)
     begun = datetime(2026, 11, 23, 21, 11, 31, tzinfo=UTC)
 
+    def close(sequence):
+        (session.open_directory / f"{sequence:08d}.ts").write_bytes(PACKETS)
+        return session.close_segment(sequence, begun + timedelta(seconds=10 * sequence), 10.0)
+
     def run(*sequences):
         for sequence in sequences:
-            (session.open_directory / f"{sequence:08d}.ts").write_bytes(PACKETS)
-            owed = session.close_segment(sequence, begun + timedelta(seconds=10 * sequence), 10.0)
+            owed = close(sequence)
             publish(app, upload_message(settings.ingest, session.name, owed.segment, owed.size))
 
+    run.close = close
+    run.message = lambda message: publish(app, message)
     run.recover = lambda: publish(app, Message(RECOVER, ()))
     yield run
     app.close()

@@ -41,7 +41,7 @@ class Hostile:
         if self.raw is not None:
             return self.raw
         number = str(uuid.uuid4())
-        body = self.body if self.body is not None else json.dumps([self.args, self.kwargs, self.embed]).encode()
+        body = json.dumps([self.args, self.kwargs, self.embed]).encode() if self.body is None else self.body
         headers = {"lang": "py", "task": self.task, "id": number, "root_id": number, "parent_id": None}
         headers |= {"retries": 0, "timelimit": [None, None], "eta": None, "expires": None, "group": None}
         headers |= self.headers
@@ -62,8 +62,9 @@ class Hostile:
             },
         }
         for key in self.without:
-            message.pop(key, None)
             message["properties"].pop(key, None)
+        for key in self.without:
+            message.pop(key, None)
         return json.dumps(message).encode()
 
 
@@ -77,7 +78,7 @@ NAMES: dict[str, object] = {
     "an absolute path": ["/etc", "/etc/passwd"],
     "a NUL": ["relay-segments-a\0", "b\0"],
     "lone surrogates": ["\ud800", "\udfff"],
-    "full-width digits": ["relay-segments-gate-２０２６0601T120000Z-aaaaaaaa", "０0000001.ts"],
+    "full-width digits": ["relay-segments-gate-\uff12\uff10260601T120000Z-aaaaaaaa", "\uff100000001.ts"],
     "a right-to-left override": ["relay-segments-\u202egate", "\u202e.ts"],
     "terminal escapes": ["\x1b[2J\x1b]0;x\x07", "\x1b[31m"],
     "huge strings": ["a" * HUGE, SECRET * 1000],

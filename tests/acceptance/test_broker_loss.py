@@ -5,15 +5,37 @@ import signal
 import time
 
 import psutil
+import pytest
 import redis
 
 from capture.broker import queue_lengths
-from capture.handoff import BACKLOG, LIVE
-from capture.sink import Fault
+from capture.handoff import BACKLOG, LIVE, UPLOAD_SEGMENT, Message
+from capture.sink import Fault, verify
+from tests.acceptance.conftest import DEADLINE
+from tests.acceptance.hostile_messages import Hostile
 
-TOKEN = "made-up-token"
-DEADLINE = 30.0
-PACKETS = (b"\x47" + bytes(187)) * 1000
+WITHOUT_GUARD = """
+import sys, types
+guard = types.ModuleType("tasks.kombu_guard")
+guard.install = lambda: None
+sys.modules["tasks.kombu_guard"] = guard
+"""
+WITHOUT_REJECT_ON_WORKER_LOST = """
+import celeryconfig
+celeryconfig.task_reject_on_worker_lost = False
+"""
+NO_RETRY_CAN_BE_PUBLISHED = """
+import tasks.celery
+from kombu.exceptions import OperationalError
+def away(self, *args, **options):
+    raise OperationalError("the broker is away")
+tasks.celery.RelayTask.apply_async = away
+"""
+CELERYS_OWN_RETRY = """
+import celery
+tasks.celery.RelayTask.retry = celery.Task.retry
+"""
+NOTHING = {LIVE: 0, BACKLOG: 0, "unacked": 0}
 
 
 def arrived(sink):
@@ -133,7 +155,7 @@ def test_a_broker_that_dies_under_a_long_task_does_not_end_the_worker(worker, br
 def test_without_the_guard_it_ends_the_worker_so_the_guard_stays(worker, broker, sink, send):
     """When this fails, kombu has mended it: drop tasks/kombu_guard.py, and this test."""
     sink.faults.add(hang := Fault("hang"))
-    process = worker("-c", "2", guarded=False)
+    process = worker("-c", "2", changed=WITHOUT_GUARD)
     lose_the_broker_under_a_task(process, broker, sink, send)
     process.wait_for(lambda: "AttributeError: 'NoneType' object" in process.log, "the crash")
     broker.start()
@@ -170,3 +192,151 @@ def test_a_retry_that_cannot_be_published_costs_no_segment(worker, broker, sink,
     send.recover()
     process.wait_for(lambda: arrived(sink) == [1], "the segment")
     assert process.process.poll() is None
+
+
+# --- how messages get lost, and that no segment does -----------------------------------------------
+
+
+def recovered(process, sink, session, send, *, count=1, deadline=DEADLINE):
+    """Recover, as beat does, until nothing is owed; every segment has arrived."""
+
+    def nothing_owed():
+        send.recover()
+        time.sleep(0.3)
+        return not owed(session)
+
+    process.wait_for(nothing_owed, "all is recovered", deadline=deadline)
+    assert sorted(arrived(sink)) == list(range(1, count + 1))
+    assert verify(sink.directory) == []
+    assert process.process.poll() is None
+
+
+def test_a_message_that_was_taken_and_never_noted_is_lost_and_its_segment_is_not(
+    worker, broker, sink, session, send
+):
+    """A worker that dies between taking a message and noting it as unacknowledged leaves no trace of it."""
+    send(1)
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        assert client.brpop(LIVE) is not None
+    assert waiting(broker) == NOTHING
+    process = worker("-c", "1")
+    process.wait_ready()
+    recovered(process, sink, session, send)
+
+
+def test_workers_killed_and_connections_cut_under_load_lose_no_segment(worker, broker, sink, session, send):
+    count = 120
+    sink.faults.add(Fault("slow", rate=6e6))  # 30 ms for each segment, so that the load lasts
+    send(*range(1, count + 1))
+    for _ in range(3):
+        process = worker("-c", "2")
+        process.wait_ready()
+        before = len(arrived(sink))
+        process.wait_for(lambda before=before: len(arrived(sink)) > before + 5, "some are delivered")
+        with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        process.wait_for(lambda before=before: len(arrived(sink)) > before + 10, "some more are delivered")
+        process.process.kill()
+        process.process.wait()
+    assert owed(session)
+    process = worker("-c", "2")
+    process.wait_ready()
+    recovered(process, sink, session, send, count=count)
+
+
+def test_a_retry_that_cannot_be_published_leaves_its_message_with_the_broker(worker, sink, session, send):
+    """And no recovery is needed: the first message comes again."""
+    sink.faults.add(Fault("status", status=503, count=1))
+    process = worker("-c", "1", changed=NO_RETRY_CAN_BE_PUBLISHED)
+    process.wait_ready()
+    send(1)
+    process.wait_for(lambda: not owed(session), "the segment, without a recovery", deadline=10.0)
+    assert arrived(sink) == [1]
+
+
+def test_with_celerys_own_retry_it_would_be_lost_until_recover_finds_the_segment(
+    worker, broker, sink, session, send
+):
+    sink.faults.add(Fault("status", status=503, count=1))
+    process = worker("-c", "1", changed=NO_RETRY_CAN_BE_PUBLISHED + CELERYS_OWN_RETRY)
+    process.wait_ready()
+    send(1)
+    process.wait_for(lambda: sink.counters.requests.get(("POST", 503)), "the 503")
+    process.wait_for(lambda: waiting(broker) == NOTHING, "the message is gone")
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
+
+
+def test_a_broker_that_restarts_in_the_middle_of_a_retry_costs_no_segment(
+    worker, broker, sink, session, send
+):
+    sink.faults.add(Fault("status", status=503, count=1, delay=1.0))
+    process = worker("-c", "1")
+    process.wait_ready()
+    send(1)
+    process.wait_for(in_hand(sink, broker, 1), "an upload in hand")
+    broker.stop()
+    process.wait_for(lambda: sink.counters.requests.get(("POST", 503)), "the 503")
+    time.sleep(2.0)  # the outage: longer than a publisher tries
+    broker.start()
+    process.wait_for(lambda: process.log.count("Connected to") >= 2, "the broker found again")
+    recovered(process, sink, session, send)
+
+
+def test_without_reject_on_worker_lost_a_killed_child_takes_its_message_along(
+    worker, broker, sink, session, send
+):
+    """When this fails, Celery keeps the message by itself, and the setting may go."""
+    sink.faults.add(hang := Fault("hang"))
+    process = worker("-c", "1", changed=WITHOUT_REJECT_ON_WORKER_LOST)
+    process.wait_ready()
+    send(1)
+    process.wait_for(in_hand(sink, broker, 1), "an upload in hand")
+    [child] = process.children()
+    child.kill()
+    process.wait_for(lambda: waiting(broker) == NOTHING, "the message is gone")
+    sink.faults.remove(hang)
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
+
+
+def test_a_task_that_no_soft_limit_ends_is_ended_by_the_hard_one_and_its_segment_comes_back(
+    worker, broker, sink, session, send
+):
+    """Its message goes, so that a poisoned segment does not take down one child after the other."""
+    sink.faults.add(hang := Fault("hang"))
+    process = worker("-c", "1")
+    process.wait_ready()
+    names = (str(session.name), str(send.close(1).segment))
+    send.message(Message(UPLOAD_SEGMENT, names, options={"soft_time_limit": 1.0, "time_limit": 2.0}))
+    process.wait_for(in_hand(sink, broker, 1), "an upload in hand")
+    [child] = process.children()
+    child.suspend()
+    process.wait_for(lambda: is_gone(child), "the child is ended", deadline=10.0)
+    process.wait_for(lambda: waiting(broker) == NOTHING, "its message goes")
+    process.wait_for(lambda: len(process.children()) == 1, "another child")
+    sink.faults.remove(hang)
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"task": "tasks.upload.upload_segment_of_the_next_version"},
+        {"body": b"\xff not JSON"},
+        {"content_type": "application/x-python-serialize"},
+    ],
+    ids=["an unknown task", "an undecodable body", "a pickled body"],
+)
+def test_a_message_that_the_worker_cannot_read_is_discarded_and_its_segment_is_not(
+    worker, broker, sink, session, *, send, stranger
+):
+    process = worker("-c", "1")
+    process.wait_ready()
+    names = (str(session.name), str(send.close(1).segment))
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        client.lpush(LIVE, Hostile(**{"args": names, **stranger}).envelope())
+    process.wait_for(lambda: waiting(broker) == NOTHING, "the message is discarded")
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
