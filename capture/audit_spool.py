@@ -8,7 +8,8 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from capture.audit import NO_FILES, CameraReport, Finding, Ledger, SessionFiles
+from capture.audit import NO_FILES, CameraReport, Finding, SessionFiles
+from capture.audit_ledger import Ledger
 from capture.journal import LONGEST_LINE, Entry, parse_entry
 from capture.segment import SessionName
 from capture.spool import REJECTED, Spool

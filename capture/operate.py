@@ -191,7 +191,8 @@ def requeue(camera: str | None, config: Path | None, *, rejected: bool, **flags:
         owed = opened.owed_count({camera} if camera else None)
         click.echo(f"owed: {many(owed, 'segment')}")
         settings = with_broker_of(opened, settings)
-    trouble = publish_once(settings, Message(RECOVER, ()))
+    # As after an outage: what is owed anew has no message, however young it is.
+    trouble = publish_once(settings, Message(RECOVER, (True,)))
     if trouble is None:
         click.echo("asked the workers to send at once")
     else:

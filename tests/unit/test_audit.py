@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from capture.audit import FAULTS, Kind, SessionFiles, audit_entries
+from capture.audit import FAULTS, Kind, SessionFiles
+from capture.audit_ledger import audit_entries
 from capture.audit_spool import JournalReading, audit_spool, look
 from capture.claim import claim
 from capture.journal import Entry, Event
