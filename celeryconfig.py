@@ -20,6 +20,9 @@ task_serializer = "json"
 accept_content = ["json"]
 enable_utc = True
 
+# Celery's own ends the worker on a message that it cannot make sense of, and the next worker as well.
+worker_consumer = "tasks.consumer:RelayConsumer"
+
 # --- no message is done before its work is --------------------------------------------------------
 task_acks_late = True
 # A child killed in mid-upload: without this its message counts as done.

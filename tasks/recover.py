@@ -35,6 +35,8 @@ from tasks.worker import Worker, this_worker
 
 BATCH = 8
 SOON = 2.0  # seconds
+GOING_SECONDS = 20.0
+GOING_FILE = "going"
 
 log = structlog.get_logger()
 
@@ -64,7 +66,9 @@ def _round(worker: Worker, *, going: bool) -> str:
     if waiting(app, BACKLOG):
         return "the last window is not taken yet"
     patience = worker.settings.spool.recover_after
-    recovery = Recovery.load(worker.spool, recover_after=min(patience, SOON) if going else patience)
+    if _is_going(worker, going=going):
+        patience = min(patience, SOON)
+    recovery = Recovery.load(worker.spool, recover_after=patience)
     picked = recovery.pick(is_down=is_down)
     for message in _messages(worker, picked, is_down=is_down):
         publish(app, message)
@@ -72,6 +76,19 @@ def _round(worker: Worker, *, going: bool) -> str:
     with contextlib.suppress(OSError):  # it only saves duplicates
         recovery.save([] if is_down else picked)
     return f"sent messages for {len(picked)} segments"
+
+
+def _is_going(worker: Worker, *, going: bool) -> bool:
+    """Tell whether uploads began to succeed within the last seconds; note it when they do.
+
+    What was closed just before that has lost its message at the gate, and is too young for this round.
+    """
+    mark = worker.spool.state / GOING_FILE
+    with contextlib.suppress(OSError):
+        if going:
+            mark.touch()
+        return 0 <= worker.spool.clock.time() - mark.stat().st_mtime < GOING_SECONDS
+    return going
 
 
 def _tell_the_cloud(worker: Worker, *, is_down: bool) -> None:
