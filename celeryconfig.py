@@ -20,6 +20,10 @@ task_serializer = "json"
 accept_content = ["json"]
 enable_utc = True
 
+# Celery's own ends the worker on a message that it cannot make sense of, and the next worker as well; and it
+# waits for up to half a minute before it looks for its broker again.
+worker_consumer = "tasks.consumer:RelayConsumer"
+
 # --- no message is done before its work is --------------------------------------------------------
 task_acks_late = True
 # A child killed in mid-upload: without this its message counts as done.
@@ -58,7 +62,6 @@ broker_channel_error_retry = True
 broker_connection_timeout = 4
 # Warn-free start on 5.x: says that the retry above is meant for start-up, too.
 broker_connection_retry = True
-worker_consumer = "tasks.pulse:PatientConsumer"
 broker_transport_options = {
     # A message whose worker vanished comes back after this. Above hard limit + longest countdown for
     # ordinary segments; a longer upload is found locked by the second worker, which ends quietly.

@@ -4,35 +4,39 @@ Each segment that the journal ever named, or that lies in a session directory, i
 or dropped. A fault is what breaks that proof; a note is what looks odd and has a harmless explanation.
 
 Faults: a segment without a file and without an outcome; a journal line that is torn or not ours; one sequence
-number with two names; a hole in a session's numbers; a size that is not the one that was closed.
+number with two names; a hole in a session's numbers; a size or a digest that is not the one that was closed.
 
 Notes, and why they are harmless:
 
-* A file that no line announced: power loss takes the last lines of the journal, never the file.
+* A file, or an outcome, that no line announced: power loss takes the last lines of the journal, never the
+  file, and a journal that cannot be written does not stop a segment.
 * A file whose delivery or drop is journalled: the line comes first, then a crash came. It is sent once more.
 * An empty file: delivered, and a full disk had no room for the line (see `capture.claim`).
 * A hole where ffmpeg was started anew: it opened a file, got no packet, and salvage removed the empty file.
   The journal shows a gap line between the two neighbours of such a hole, unless the upper one was not closed
-  by its own agent: then the line that would have told died with that agent. A session's first numbers may
-  also be missing from the first session that the journal knows, which has no video before it to miss.
+  by its own agent: then the line that would have told died with that agent, and where salvage died too, so
+  did its own. A session's first numbers may also be missing from the first session that the journal knows,
+  which has no video before it to miss.
+
+What no audit of these files can see, because what is left is what an honest history leaves:
+
+* The newest segments of a session, when lines and files are gone together; and so a whole session or camera.
+* The oldest days of the journal, when nothing of them is owed any more: as if somebody had put them away.
+* A segment whose line and file are gone where a note above explains the hole: between a gap line and the next
+  closing, or right below a salvaged segment.
+* A line of a gap. An announcement (`closed`, `rejected`, `requeued`) of what the journal settles, or of what
+  is still here: only a note tells of the latter.
+* A flipped byte in a file that is owed or rejected, or a rejected one cut short, unless the audit is asked
+  to read the files. What was delivered is always compared: both lines bear a digest, unless a full disk
+  came between. So is only the first of two outcomes of one segment, where a crash made a second.
+* A line that was changed into another true-looking one. The journal is no seal against its owner.
 """
 
-import zlib
-from array import array
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-
-from capture.journal import Entry, Event
-from capture.segment import SegmentName, SessionName
-
-MOST_FINDINGS = 200  # of one camera, kept with their words; all are counted
-MOST_GAPS = 1000
-_LARGEST_HOLE = 100_000
-_PAGE = 1024
 
 
 class Kind(StrEnum):
@@ -44,13 +48,14 @@ class Kind(StrEnum):
     DUPLICATE = "duplicate"
     HOLE = "hole"
     SIZE = "size"
+    CONTENT = "content"
     UNANNOUNCED = "unannounced"
     STILL_PRESENT = "still_present"
     UNJOURNALLED = "unjournalled"
     RESTART = "restart"
 
 
-FAULTS = frozenset({Kind.LOST, Kind.TORN, Kind.FOREIGN, Kind.DUPLICATE, Kind.HOLE, Kind.SIZE})
+FAULTS = frozenset({Kind.LOST, Kind.TORN, Kind.FOREIGN, Kind.DUPLICATE, Kind.HOLE, Kind.SIZE, Kind.CONTENT})
 
 
 @dataclass(frozen=True)
@@ -98,309 +103,19 @@ class CameraReport:
 
 @dataclass(frozen=True)
 class SessionFiles:
-    """What lies in a session directory: closed segments with their bytes, rejected ones, open ones."""
+    """What lies in a session directory: closed segments with their bytes, rejected ones, open ones.
+
+    `digests` holds the SHA-256 of those that were read.
+    """
 
     owed: Mapping[str, int] = field(default_factory=dict)
     rejected: frozenset[str] = frozenset()
     open: frozenset[int] = frozenset()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 Listing = Mapping[str, SessionFiles]
 NO_FILES = SessionFiles()
-
-
-def audit_entries(camera: str, entries: Iterable[Entry], listing: Listing) -> CameraReport:
-    """Return the report of one camera from its journal and its directories. Pure."""
-    ledger = Ledger(camera)
-    for entry in entries:
-        ledger.feed(entry)
-    return ledger.report(listing)
-
-
-class _Findings:
-    """Findings: all counted, the first ones kept."""
-
-    def __init__(self, counts: Mapping[Kind, int] | None = None, kept: Iterable[Finding] = ()) -> None:
-        self.counts = Counter(counts or {})
-        self.kept = list(kept)
-
-    def add(self, kind: Kind, text: str, session: str | None = None, segment: str | None = None) -> None:
-        self.counts[kind] += 1
-        if len(self.kept) < MOST_FINDINGS:
-            self.kept.append(Finding(kind, text, session, segment))
-
-    def copy(self) -> "_Findings":
-        return _Findings(self.counts, self.kept)
-
-
-class _Numbers:
-    """The sequence numbers of a session, each with a fingerprint of its name: 4 bytes a number."""
-
-    def __init__(self) -> None:
-        self._pages: dict[int, array[int]] = {}
-        self.highest = 0
-
-    def __contains__(self, number: int) -> bool:
-        return self._get(number) != 0
-
-    def has(self, number: int, name: str) -> bool:
-        """Tell whether this very name has the number."""
-        return self._get(number) == _fingerprint(name)
-
-    def put(self, number: int, name: str) -> bool:
-        """Note a number; False if another name has it."""
-        page = self._pages.setdefault(number // _PAGE, array("I", bytes(4 * _PAGE)))
-        old, new = page[number % _PAGE], _fingerprint(name)
-        page[number % _PAGE] = old or new
-        self.highest = max(self.highest, number)
-        return old in {0, new}
-
-    def _get(self, number: int) -> int:
-        page = self._pages.get(number // _PAGE)
-        return page[number % _PAGE] if page else 0
-
-
-def _fingerprint(name: str) -> int:
-    return zlib.crc32(name.encode()) or 1
-
-
-@dataclass
-class _Session:
-    """What the journal says about one session. `unsettled` maps a name to its bytes, None if unknown."""
-
-    numbers: _Numbers = field(default_factory=_Numbers)
-    unsettled: dict[str, int | None] = field(default_factory=dict)
-    top: int = 0  # the highest number that was closed so far
-    gaps_before: int | None = None  # how many gap lines stood before the line of that
-    holes: list[tuple[int, int, bool]] = field(default_factory=list)  # first, last, is a restart
-
-
-class Ledger:
-    """The journal of one camera, condensed: a few bytes for what is settled, names for what is not."""
-
-    def __init__(self, camera: str) -> None:
-        self.camera = camera
-        self._sessions: dict[str, _Session] = {}
-        self._outcomes: Counter[Event] = Counter()
-        self._findings = _Findings()
-        self._gaps: deque[Gap] = deque(maxlen=MOST_GAPS)
-        self._gap_count = 0
-        self._gap_seconds = 0.0
-        self._gaps_before_last = 0
-
-    # --- the journal, line by line ---
-
-    def feed(self, entry: Entry) -> None:
-        """Take the next line."""
-        if entry.event is None:
-            self._torn(entry, self._findings)
-        elif entry.event is Event.GAP:
-            self._gap(entry)
-        else:
-            self._line(entry, entry.event)
-
-    def _torn(self, entry: Entry, findings: _Findings) -> None:
-        findings.add(Kind.TORN, f"{_place(entry)}: the line is torn, or of another program")
-
-    def _foreign(self, entry: Entry) -> None:
-        self._findings.add(Kind.FOREIGN, f"{_place(entry)}: the line does not fit this camera's journal")
-
-    def _gap(self, entry: Entry) -> None:
-        start, end, seconds, cause = (entry.fields.get(key) for key in ("start", "end", "seconds", "cause"))
-        if not (isinstance(start, str) and isinstance(end, str) and isinstance(seconds, int | float)):
-            self._foreign(entry)
-            return
-        self._gaps.append(Gap(start, end, float(seconds), str(cause)))
-        self._gap_count += 1
-        self._gap_seconds += float(seconds)
-
-    def _line(self, entry: Entry, event: Event) -> None:
-        session_name, name = entry.fields.get("session"), entry.fields.get("segment")
-        session = self._session(session_name)
-        if session is None or not isinstance(name, str):
-            self._foreign(entry)
-            return
-        number = _number(name)
-        if number is None:
-            self._foreign(entry)
-            return
-        is_new = number not in session.numbers
-        if not session.numbers.put(number, name):
-            is_new = name not in session.unsettled
-            self._findings.add(
-                Kind.DUPLICATE,
-                f"{_place(entry)}: number {number} of {session_name} has another name already",
-                str(session_name),
-                name,
-            )
-        size = entry.fields.get("bytes")
-        size = size if isinstance(size, int) else None
-        if event in {Event.DELIVERED, Event.DROPPED}:
-            self._settle(session, entry, event, name, size, is_new=is_new)
-        elif is_new:
-            session.unsettled[name] = size
-        if event in {Event.CLOSED, Event.RECOVERED}:
-            self._advance(session, number, is_salvaged=event is Event.RECOVERED)
-
-    def _session(self, text: object) -> _Session | None:
-        if not isinstance(text, str):
-            return None
-        found = self._sessions.get(text)
-        if found is None:
-            name = SessionName.parse(text)
-            if name is None or name.camera != self.camera:
-                return None
-            found = self._sessions[text] = _Session()
-            if len(self._sessions) == 1:
-                found.gaps_before = -1  # the first of all: nothing before it can be missed
-        return found
-
-    def _settle(
-        self, session: _Session, entry: Entry, event: Event, name: str, size: int | None, *, is_new: bool
-    ) -> None:
-        if name in session.unsettled:
-            closed = session.unsettled.pop(name)
-            if event is Event.DELIVERED and None not in (closed, size) and size not in (0, closed):
-                text = f"{_place(entry)}: {name} was closed with {closed} bytes and delivered with {size}"
-                self._findings.add(Kind.SIZE, text, str(entry.fields["session"]))
-        elif not is_new:
-            return  # once more: a crash between the line and the removal of the file
-        self._outcomes[event] += 1
-
-    def _advance(self, session: _Session, number: int, *, is_salvaged: bool) -> None:
-        """Follow the numbers as they were closed; note where some were passed over."""
-        before = self._gaps_before_last if session.gaps_before is None else session.gaps_before
-        if number > session.top + 1:
-            is_restart = is_salvaged or self._gap_count > before
-            session.holes.append((session.top + 1, number - 1, is_restart))
-        session.top = max(session.top, number)
-        session.gaps_before = self._gaps_before_last = self._gap_count
-
-    # --- the judgement ---
-
-    def report(self, listing: Listing, unfinished: Iterable[Entry] = ()) -> CameraReport:
-        """Compare what was fed with what lies in the directories. May be called again, and fed on."""
-        findings = self._findings.copy()
-        for entry in unfinished:
-            self._torn(entry, findings)
-        found: Counter[str] = Counter()
-        for name in sorted({*self._sessions, *listing}):
-            session = self._sessions.get(name) or _Session()
-            _Judgement(name, session, listing.get(name, NO_FILES), findings, found).run()
-        delivered = self._outcomes[Event.DELIVERED] + found["delivered"]
-        dropped = self._outcomes[Event.DROPPED]
-        return CameraReport(
-            camera=self.camera,
-            sessions=len({*self._sessions, *listing}),
-            segments=delivered + dropped + found["owed"] + found["rejected"] + found["lost"],
-            delivered=delivered,
-            owed=found["owed"],
-            rejected=found["rejected"],
-            dropped=dropped,
-            unaccounted=found["lost"],
-            counts=dict(findings.counts),
-            findings=tuple(findings.kept),
-            gap_count=self._gap_count,
-            gap_seconds=round(self._gap_seconds, 3),
-            gaps=tuple(self._gaps),
-        )
-
-
-@dataclass
-class _Judgement:
-    """One session: its lines against its files."""
-
-    name: str
-    session: _Session
-    files: SessionFiles
-    findings: _Findings
-    found: Counter[str]
-    numbers: dict[int, str] = field(default_factory=dict)  # of files that no line announced
-
-    def run(self) -> None:
-        for name, size in self.files.owed.items():
-            self._owed(name, size)
-        for name in self.files.rejected - self.files.owed.keys():
-            if name in self.session.unsettled or self._unsettled_file(name):
-                self.found["rejected"] += 1
-        for name in self.session.unsettled:
-            if name not in self.files.owed and name not in self.files.rejected:
-                self.found["lost"] += 1
-                self._add(Kind.LOST, "was closed; it has no file and no outcome", name)
-        for first, last, is_restart in self._holes():
-            kind = Kind.RESTART if is_restart else Kind.HOLE
-            which = f"number {first} is" if first == last else f"numbers {first} to {last} are"
-            why = "left empty where ffmpeg was started anew" if is_restart else "missing"
-            self.findings.add(kind, f"{self.name}: {which} {why}", self.name)
-
-    def _add(self, kind: Kind, words: str, name: str) -> None:
-        self.findings.add(kind, f"{self.name}/{name}: {words}", self.name, name)
-
-    def _owed(self, name: str, size: int) -> None:
-        known = name in self.session.unsettled
-        if size == 0:
-            if known or self._unsettled_file(name):
-                self.found["delivered"] += 1
-                self._add(Kind.UNJOURNALLED, "is empty: delivered, and the line follows", name)
-            return
-        if not known:
-            self.found["owed"] += self._unsettled_file(name)
-            return
-        self.found["owed"] += 1
-        closed = self.session.unsettled[name]
-        if closed not in (None, size):
-            self._add(Kind.SIZE, f"was closed with {closed} bytes and has {size}", name)
-
-    def _unsettled_file(self, name: str) -> bool:
-        """Judge a file that no line announced, or whose outcome is known; tell whether it counts."""
-        number = _number(name) or 0
-        if self.session.numbers.has(number, name):
-            self._add(Kind.STILL_PRESENT, "is settled and still there; it is sent once more", name)
-            return False
-        if number in self.session.numbers or number in self.numbers:
-            self._add(Kind.DUPLICATE, f"number {number} has another name already", name)
-        else:
-            self._add(Kind.UNANNOUNCED, "is there, and no line announced it", name)
-        self.numbers[number] = name
-        return True
-
-    def _holes(self) -> Iterator[tuple[int, int, bool]]:
-        here = {_number(name) or 0 for name in (*self.files.owed, *self.files.rejected)}
-        highest = max(self.session.numbers.highest, *here, 0)
-        # Above the last line of a closing the lines are lost, and with them what would explain a hole.
-        tail = [(self.session.top + 1, highest, True)] if highest > self.session.top else []
-        for first, last, is_restart in [*self.session.holes, *tail]:
-            if last - first > _LARGEST_HOLE:
-                yield first, last, False
-                continue
-            missing = (n for n in range(first, last + 1) if not self._is_known(n, here))
-            for begin, end in _runs(missing):
-                yield begin, end, is_restart
-
-    def _is_known(self, number: int, here: set[int]) -> bool:
-        return number in self.session.numbers or number in here or number in self.files.open
-
-
-def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Join rising numbers to runs without holes: first and last of each."""
-    first = last = None
-    for number in numbers:
-        if first is not None and last is not None and number != last + 1:
-            yield first, last
-            first = number
-        first, last = (number if first is None else first), number
-    if first is not None and last is not None:
-        yield first, last
-
-
-def _number(name: str) -> int | None:
-    """Return the sequence number of a segment's name; None for any other name."""
-    segment = SegmentName.parse(name)
-    return segment.sequence if segment else None
-
-
-def _place(entry: Entry) -> str:
-    return f"journal/{entry.path.parent.name}/{entry.path.name}:{entry.line}"
 
 
 def as_json(reports: Iterable[CameraReport], spool: Path) -> dict[str, Any]:

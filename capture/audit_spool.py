@@ -1,11 +1,15 @@
 """The audit of a spool at work: segments move while it looks."""
 
 import contextlib
+import hashlib
+import os
 import time
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from capture.audit import NO_FILES, CameraReport, Finding, Ledger, SessionFiles
+from capture.audit import NO_FILES, CameraReport, Finding, SessionFiles
+from capture.audit_ledger import Ledger
 from capture.journal import LONGEST_LINE, Entry, parse_entry
 from capture.segment import SessionName
 from capture.spool import REJECTED, Spool
@@ -14,8 +18,10 @@ ROUNDS = 5
 PAUSE_SECONDS = 0.1
 
 
-def audit_spool(spool: Spool, camera: str) -> CameraReport:
-    """Audit one camera of a spool that may be at work. Raises OSError when it cannot be read.
+def audit_spool(spool: Spool, camera: str, *, digests: bool = False) -> CameraReport:
+    """Audit one camera of a spool that may be at work; with `digests` read each segment that is here.
+
+    Raises OSError when something cannot be read.
 
     A segment moves while we look, so nothing is called a fault before it was looked at again: first at
     the directory, then at the journal, whose lines about an outcome are written before the file goes.
@@ -35,7 +41,11 @@ def audit_spool(spool: Spool, camera: str) -> CameraReport:
         _look_again(spool, listing, report.findings)
         _feed(ledger, reading, doubtful)
         report = ledger.report(listing, reading.unfinished())
-    return report
+    if not digests:
+        return report
+    # Last, because it takes long; what has gone by the time its turn comes has no digest, and is not judged.
+    read = {name: _with_digests(files, spool.root / name) for name, files in listing.items()}
+    return ledger.report(read, reading.unfinished())
 
 
 def _feed(ledger: Ledger, reading: "JournalReading", segments: Container[str] | None = None) -> None:
@@ -67,6 +77,24 @@ def _size(path: Path) -> int | None:
         return None
 
 
+def _with_digests(files: SessionFiles, path: Path) -> SessionFiles:
+    found = {name: digest for name in files.owed if (digest := _digest(path / name))}
+    found |= {name: digest for name in files.rejected if (digest := _digest(path / REJECTED / name))}
+    return replace(files, digests=found)
+
+
+def _digest(path: Path) -> str | None:
+    """Return the SHA-256 of a segment; None if it is gone, or was emptied while we read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        size = os.fstat(descriptor).st_size
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return digest if size and os.fstat(descriptor).st_size == size else None
+
+
 def _look_again(spool: Spool, listing: dict[str, SessionFiles], findings: Iterable[Finding]) -> None:
     for finding in findings:
         session = SessionName.parse(finding.session or "")
@@ -91,7 +119,7 @@ def _with_segment(files: SessionFiles, path: Path, name: str) -> SessionFiles:
             else:
                 rejected |= {name}
             break
-    return SessionFiles(owed, rejected, files.open)
+    return replace(files, owed=owed, rejected=rejected)
 
 
 class JournalReading:

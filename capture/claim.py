@@ -128,9 +128,11 @@ def parse_names(session: object, segment: object) -> tuple[SessionName, SegmentN
 
 def parse_session(session: object) -> SessionName:
     """Read a session argument of a message; HostileNameError for anything else."""
-    parsed = SessionName.parse(session) if isinstance(session, str) else None
+    if not isinstance(session, str):
+        raise HostileNameError("expected a session name, found another type")
+    parsed = SessionName.parse(session) if len(session) <= _LONGEST_NAME else None
     if parsed is None:
-        raise HostileNameError(f"expected a session name, found {ascii(session)[:80]}")
+        raise HostileNameError(f"expected a session name, found {ascii(session[:80])[:80]}")
     return parsed
 
 

@@ -93,15 +93,17 @@ def _require_camera(spool: "Spool", camera: str | None) -> None:
 
 
 @click.command()
+@click.option("--digests", is_flag=True, help="Also read each segment that is here, and compare its content.")
 @_options(_SPOOL, _CAMERA, _CONFIG, _JSON)
-def audit(spool: str | None, camera: str | None, config: Path | None, *, as_json: bool) -> int:
+def audit(spool: str | None, camera: str | None, config: Path | None, *, digests: bool, as_json: bool) -> int:
     """Prove that no segment is unaccounted for; exit with 1 if one is."""
     from capture import audit as core  # noqa: PLC0415
     from capture.audit_spool import audit_spool, cameras  # noqa: PLC0415
 
     with _spool_of(_settings(config, spool=spool)) as opened:
         _require_camera(opened, camera)
-        reports = [audit_spool(opened, each) for each in ([camera] if camera else cameras(opened))]
+        chosen = [camera] if camera else cameras(opened)
+        reports = [audit_spool(opened, each, digests=digests) for each in chosen]
     if as_json:
         click.echo(json.dumps(core.as_json(reports, opened.root)))
     else:
@@ -190,6 +192,7 @@ def requeue(camera: str | None, config: Path | None, *, rejected: bool, **flags:
         owed = opened.owed_count({camera} if camera else None)
         click.echo(f"owed: {many(owed, 'segment')}")
         settings = with_broker_of(opened, settings)
+    # As after an outage: what is owed anew has no message, however young it is.
     trouble = publish_once(settings, Message(RECOVER, (True, True)))
     if trouble is None:
         click.echo("asked the workers to send at once")

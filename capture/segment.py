@@ -13,11 +13,13 @@ _STAMP = "%Y%m%dT%H%M%S"
 
 _CAMERA = re.compile(CAMERA_PATTERN)
 _SESSION_DIRECTORY = re.compile(rf"{SESSION_PREFIX}(?P<camera>{CAMERA_PATTERN})-(?P<id>{_SESSION_ID})")
+# One way to write each name: a second one would be counted as owed, and never be found under the first.
+_SEQUENCE = r"([0-9]{8}|[1-9][0-9]{8,11})"
 _CLOSED = re.compile(
-    r"([0-9]{8,12})_([0-9]{4})([0-9]{2})([0-9]{2})T([0-9]{2})([0-9]{2})([0-9]{2})\.([0-9]{3})Z"
-    r"_([0-9]{1,9})\.ts"
+    rf"{_SEQUENCE}_([1-9][0-9]{{3}})([0-9]{{2}})([0-9]{{2}})T([0-9]{{2}})([0-9]{{2}})([0-9]{{2}})\.([0-9]{{3}})Z"
+    r"_(0|[1-9][0-9]{0,8})\.ts"
 )
-_OPEN = re.compile(r"(?P<sequence>[0-9]{8,12})\.ts")
+_OPEN = re.compile(rf"{_SEQUENCE}\.ts")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -110,7 +112,7 @@ def open_name(sequence: int) -> str:
 def parse_open_name(text: str) -> int | None:
     """Return the sequence number of a segment that is still being written."""
     match = _OPEN.fullmatch(text)
-    return int(match["sequence"]) if match else None
+    return int(match[1]) if match else None
 
 
 def rfc3339(moment: datetime) -> str:

@@ -95,6 +95,13 @@ class Spool:
     def session_path(self, session: SessionName) -> Path:
         return self.root / str(session)
 
+    def has_session(self, session: SessionName) -> bool:
+        """Tell whether a session's directory is here; a link to one elsewhere is none."""
+        try:
+            return stat.S_ISDIR(self.session_path(session).lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def sessions(self, camera: str | None = None) -> list[SessionName]:
         """Return the session directories, oldest first within a camera."""
         prefix = f"{SESSION_PREFIX}{camera or ''}"

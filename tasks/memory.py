@@ -21,7 +21,8 @@ from capture.handoff import BACKLOG, LIVE, broker_client, key_prefix
 MESSAGE_LIFE_SECONDS = 60.0
 WORKER_LIFE_SECONDS = 30.0
 _FORGOTTEN_AFTER = 600  # seconds without a round
-_WINDOW, _TURN = ":window", ":turn"
+GOING_SECONDS = 20.0
+_WINDOW, _TURN, _GOING = ":window", ":turn", ":going"
 
 log = structlog.get_logger()
 
@@ -34,6 +35,7 @@ class Remembered:
     failed: dict[str, float] = field(default_factory=dict)  # was tried in a batch, and is still owed
     window: int = 1
     turn: str = ""
+    going: bool = False  # uploads began to succeed within the last seconds
     live: int = 0  # messages that wait
     backlog: int = 0
     lanes: int = 1  # the most uploads of the backlog at once
@@ -99,6 +101,10 @@ class Memory:
         turns = {} if turn is None else {_TURN: turn}
         self._write({_WINDOW: str(window), **turns, **dict.fromkeys(failed, now)}, forget=done)
 
+    def note_going(self) -> None:
+        """Uploads succeed: what was closed just before has lost its message at the gate, and is young."""
+        self._write({_GOING: repr(time.time())})
+
     def forget(self, keys: Collection[str]) -> None:
         """These have no message any more."""
         self._write({}, forget=keys)
@@ -147,12 +153,14 @@ def _remembered(
     texts = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in own.items()}
     window = texts.pop(_WINDOW, "1")
     turn = texts.pop(_TURN, "")
+    began_going = _number(texts.pop(_GOING, ""))
     times = {key: at for key, text in texts.items() if (at := _number(text))}
     return Remembered(
         sent={key: at for key, at in times.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS},
         failed={key: -at for key, at in times.items() if at < 0 <= now + at < MESSAGE_LIFE_SECONDS},
         window=max(1, int(window)) if window.isdecimal() and len(window) < len("1000") else 1,
         turn=turn,
+        going=0 <= now - began_going < GOING_SECONDS,
         live=live,
         backlog=backlog,
         lanes=count_lanes(_alive(workers.values(), now)),

@@ -7,14 +7,13 @@ the spool.
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 import structlog
 from celery import Celery, bootsteps
 from celery.worker import state as worker_state
-from celery.worker.consumer import Consumer
 
 from capture.broker import fresh_client, queue_lengths
 from capture.errors import RelayError
@@ -26,7 +25,6 @@ from tasks.memory import Memory
 DEAF_SECONDS = STUCK_SECONDS
 EXIT_DEAF = 70
 ASK_SECONDS = 1.0
-RECONNECT_SECONDS = 5.0  # Celery's own wait grows to half a minute
 
 log = structlog.get_logger()
 
@@ -91,29 +89,6 @@ def _waiting(settings: Settings, queues: Collection[str]) -> int:
     except RelayError:
         return 0
     return sum(found[queue] for queue in queues)
-
-
-class PatientConsumer(Consumer):
-    """A consumer that looks for its broker every few seconds for as long as it takes, and lives meanwhile."""
-
-    controller: Any  # the worker
-
-    def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401 - Celery's signature
-        conn.ensure_connection = partial(self._ensure, conn.ensure_connection)
-        return super().ensure_connected(conn)
-
-    def _ensure(
-        self,
-        ensure: Callable[..., Any],
-        *args: Any,  # noqa: ANN401
-        callback: Callable[[], None],
-        **options: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        def alive() -> None:
-            self.controller.pulse()
-            callback()
-
-        return ensure(*args, callback=alive, interval_max=RECONNECT_SECONDS, **options)
 
 
 def install(app: Celery, settings: Settings) -> None:

@@ -39,8 +39,9 @@ log = structlog.get_logger()
 def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT002 - a message's arguments
     """Run one round, unless another worker is at it.
 
-    `going` says that uploads succeed just now, after an outage or in the middle of a backlog: then whoever
-    waits need not be left to the live queue for long. `afresh` says that nobody counts as having a message.
+    `going` says that uploads succeed just now, after an outage or in the middle of a backlog: for some
+    seconds then whoever waits is not left to the live queue for long. `afresh` says that nobody counts as
+    having a message.
     """
     worker = this_worker()
     # A lane is free where something is going: that must not wait for beat because two ask at once.
@@ -56,6 +57,8 @@ def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
         log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
     if afresh:
         worker.memory.clear()
+    if going:
+        worker.memory.note_going()
     remembered = worker.memory.load()
     is_refused = worker.gate.refusal(worker.token()) is not None
     if is_refused and worker.settings.ingest.on_refused == "stop":
@@ -65,7 +68,7 @@ def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
         return _send_probe(worker, remembered)
     _tell_the_cloud(worker, remembered)
     patience = worker.settings.spool.recover_after
-    return _send_batches(worker, remembered, older_than=min(patience, SOON) if going else patience)
+    return _send_batches(worker, remembered, older_than=min(patience, SOON) if remembered.going else patience)
 
 
 def _send_probe(worker: Worker, remembered: Remembered) -> str:

@@ -18,6 +18,7 @@ from capture.segment import SessionName, rfc3339
 from capture.spool import REFUSED_FILE, write_json
 from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told, superseded
 from tasks.celery import RefusedByCloudError, RelayTask, TransientError, app
+from tasks.seldom import ADVICE, seldom
 from tasks.worker import Worker, this_worker
 
 TELLING_LOCK = ".telling.lock"
@@ -79,9 +80,9 @@ def _known(worker: Worker, session: str) -> SessionName | str:
     try:
         name = parse_session(session)
     except HostileNameError as error:
-        log.error("message_refused", reason=str(error))
+        seldom("message_refused", reason="its names are not ours", found=str(error), advice=ADVICE)
         return "refused: not a session of this spool"
-    return name if worker.spool.session_path(name).is_dir() else "nothing to do: the session is gone"
+    return name if worker.spool.has_session(name) else "nothing to do: the session is gone"
 
 
 def _note(worker: Worker, name: SessionName, file: str, answer: str, *, rejected: bool = False) -> None:

@@ -21,6 +21,7 @@ from tasks.celery import (
     TransientError,
     app,
 )
+from tasks.seldom import ADVICE, seldom
 from tasks.worker import Worker, this_worker
 
 MOST_IN_A_BATCH = 64
@@ -91,6 +92,7 @@ def _upload(
         if found.finish_delivered():
             return "already delivered"
         if is_live and attempt == 1 and _is_late(worker, found):
+            worker.leave_to_recover()
             return "left to recover: newer video waits"
         outcome = _attempt(worker, found, attempt)
     if not isinstance(outcome, str):
@@ -113,8 +115,8 @@ def _end_if_over(worker: Worker, session: SessionName) -> None:
         hint(worker.app, Message(END_SESSION, (str(session),)))
 
 
-def _hostile(reason: str) -> str:
-    log.error("message_refused", reason=reason, advice="see who else can write to the broker")
+def _hostile(found: str) -> str:
+    seldom("message_refused", reason="its names are not ours", found=found, advice=ADVICE)
     return "refused: not a segment of this spool"
 
 
@@ -149,7 +151,7 @@ def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attem
     if outcome.kind is Kind.OK:
         claimed.delivered(sha256=sha256, status=outcome.status, attempts=attempt)
         worker.spool.clear_rejects(claimed.session.camera)
-        (worker.spool.session_path(claimed.session) / REFUSED_FILE).unlink(missing_ok=True)
+        _end_refusal(worker, claimed.session)
     elif outcome.kind is Kind.REJECTED:
         claimed.rejected(status=outcome.status, reason=outcome.reason)
         in_a_row = worker.spool.count_reject(claimed.session.camera)
@@ -167,6 +169,14 @@ def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attem
         note = worker.gate.refusal_note(outcome)
         worker.spool.write_for_sure(worker.spool.session_path(claimed.session) / REFUSED_FILE, note)
         log.error("token_refused", reason=outcome.reason, advice=note["advice"], **names)
+
+
+def _end_refusal(worker: Worker, session: SessionName) -> None:
+    """The token is good again, or another: what the gate turned away meanwhile has no message any more."""
+    note = worker.spool.session_path(session) / REFUSED_FILE
+    if note.exists():
+        note.unlink(missing_ok=True)
+        worker.recover_soon(afresh=True)
 
 
 def _conclude(worker: Worker, outcome: Outcome) -> str:

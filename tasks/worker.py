@@ -6,6 +6,7 @@ connection with its siblings and mix their bodies.
 
 import os
 import ssl
+import time
 
 import structlog
 from celery import Celery
@@ -21,6 +22,8 @@ from capture.spool import Spool
 from tasks.celery import app, settings
 from tasks.memory import Memory
 
+LEFT_SECONDS = 2.0
+
 log = structlog.get_logger()
 
 
@@ -35,6 +38,7 @@ class Worker:
         self.memory = Memory(app, self.spool.id)
         self.lanes = Lanes(self.spool.state)
         self.shortlist = Shortlist(self.spool)
+        self._left_at = float("-inf")
         self._tls: ssl.SSLContext | None = None
         self._ingest: Ingest | None = None
 
@@ -64,6 +68,13 @@ class Worker:
         """Have a round of recover without waiting for beat; `afresh` if what it remembers does not count."""
         options = {"countdown": in_seconds} if in_seconds else {}
         hint(self.app, Message(RECOVER, (True, afresh), options=options))
+
+    def leave_to_recover(self) -> None:
+        """A segment was passed over in favour of newer ones: have recover look after such soon."""
+        now = time.monotonic()
+        if now - self._left_at >= LEFT_SECONDS:  # one of very many
+            self._left_at = now
+            self.recover_soon()
 
     def token(self) -> str:
         """The token as it stands now."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,13 @@ import imageio_ffmpeg
 import psutil
 import pytest
 
+from capture.broker import EmbeddedBroker, RuntimeDir
+from capture.handoff import RECOVER, Message, publish, publisher_app, upload_message
+from capture.session import Session
+from capture.settings import load_settings
 from capture.sink import Receipt, Sink, SinkEvent
+from capture.source import parse_source
+from capture.spool import Spool
 
 COMMAND = Path(sys.executable).with_name("relay-capture")
 MARK = "ACCEPTANCE_RUN"  # in the environment of everything that a test starts, however it is orphaned
@@ -259,3 +267,118 @@ def up(start, sink, spool) -> Callable[..., Relay]:
         return start(*words, *arguments, env={**settings, **(env or {})})
 
     return run
+
+
+# --- workers by themselves, with a broker of their own ------------------------------------------------
+
+PACKETS = (b"\x47" + bytes(187)) * 1000
+CELERY = "\nfrom celery.__main__ import main\nmain()\n"
+
+
+class Worker:
+    """A worker process as an operator starts it; or with some code before, that changes it."""
+
+    def __init__(self, directory, env, *options, changed=""):
+        self._log = directory / "worker.log"
+        program = ["-c", changed + CELERY] if changed else ["-m", "celery"]
+        flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO"]
+        argv = [sys.executable, "-P", *program, "-A", "tasks", "worker", "-Q", "live,backlog", *flags]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*argv, *options], env=env, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    @property
+    def log(self):
+        return self._log.read_text("utf-8", "replace")
+
+    def children(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_for(self, condition, what, *, deadline=DEADLINE):
+        end = time.monotonic() + deadline
+        while not (result := condition()):
+            if time.monotonic() > end:
+                pytest.fail(f"not within {deadline:g} s: {what}\n{self.log[-4000:]}")
+            time.sleep(0.02)
+        return result
+
+    def wait_ready(self, times=1):
+        self.wait_for(lambda: len(re.findall(r"\bready\.", self.log)) >= times, "ready")
+
+    def close(self):
+        family = [] if self.process.poll() is not None else self.children()
+        self.process.kill()
+        self.process.wait()
+        for process in family:
+            if process.is_running():
+                process.kill()
+
+
+@pytest.fixture
+def broker():
+    with tempfile.TemporaryDirectory(prefix="acc-") as base, RuntimeDir(Path(base)) as runtime:
+        embedded = EmbeddedBroker(runtime.path)
+        embedded.start()
+        yield embedded
+        embedded.stop()
+
+
+@pytest.fixture
+def settings(broker, sink, tmp_path):
+    environment = {
+        "RELAY_CLOUD": sink.url,
+        "RELAY_TOKEN": TOKEN,
+        "RELAY_SPOOL": str(tmp_path / "spool"),
+        "RELAY_BROKER": broker.url,
+        "RELAY_SPOOL__RECOVER_AFTER": "1",
+    }
+    return load_settings(environ=environment)
+
+
+@pytest.fixture
+def worker(settings, session, tmp_path):
+    """Starts workers, and ends them with all that they started."""
+    workers = []
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
+
+    def run(*options, changed=""):
+        env = {**clean, **settings.worker_environment()}
+        workers.append(Worker(tmp_path, env, *options, changed=changed))
+        return workers[-1]
+
+    yield run
+    for each in workers:
+        each.close()
+
+
+@pytest.fixture
+def session(settings):
+    spool = Spool.open(settings.spool.path, create=True)
+    with Session.start(
+        spool, "gate", display_name="gate", source=parse_source("test:"), segment_seconds=10
+    ) as session:
+        yield session
+
+
+@pytest.fixture
+def send(settings, session):
+    """Closes segments and publishes them as the agent does."""
+    app = publisher_app(settings)
+    begun = datetime(2026, 11, 23, 21, 11, 31, tzinfo=UTC)
+
+    def close(sequence):
+        (session.open_directory / f"{sequence:08d}.ts").write_bytes(PACKETS)
+        return session.close_segment(sequence, begun + timedelta(seconds=10 * sequence), 10.0)
+
+    def run(*sequences):
+        for sequence in sequences:
+            owed = close(sequence)
+            publish(app, upload_message(settings.ingest, session.name, owed.segment, owed.size))
+
+    run.close = close
+    run.message = lambda message: publish(app, message)
+    run.recover = lambda: publish(app, Message(RECOVER, ()))
+    run.spool = session.spool
+    yield run
+    app.close()

@@ -1,143 +1,42 @@
 """`celery -A tasks worker` by itself: its start, its stop, its loss, and the loss of its broker."""
 
 import os
-import re
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import psutil
 import pytest
 import redis
 
-from capture.broker import EmbeddedBroker, RuntimeDir, queue_lengths
-from capture.handoff import BACKLOG, LIVE, RECOVER, Message, publish, publisher_app, upload_message
+from capture.broker import queue_lengths
+from capture.handoff import BACKLOG, LIVE, UPLOAD_SEGMENT, Message
 from capture.pulse import pulses
-from capture.session import Session
-from capture.settings import load_settings
-from capture.sink import Fault
-from capture.source import parse_source
-from capture.spool import Spool
+from capture.sink import Fault, verify
+from tests.acceptance.conftest import DEADLINE
+from tests.acceptance.hostile_messages import Hostile
 
-TOKEN = "made-up-token"
-DEADLINE = 30.0
-PACKETS = (b"\x47" + bytes(187)) * 1000
 WITHOUT_GUARD = """
 import sys, types
 guard = types.ModuleType("tasks.kombu_guard")
 guard.install = lambda: None
 sys.modules["tasks.kombu_guard"] = guard
-from celery.__main__ import main
-main()
 """
-
-
-class Worker:
-    """A worker process as an operator starts it."""
-
-    def __init__(self, directory, env, *options, program=None):
-        self._log = directory / "worker.log"
-        program = ["-c", program] if program else ["-m", "celery"]
-        flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO"]
-        argv = [sys.executable, "-P", *program, "-A", "tasks", "worker", "-Q", "live,backlog", *flags]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*argv, *options], env=env, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
-    @property
-    def log(self):
-        return self._log.read_text("utf-8", "replace")
-
-    def children(self):
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def wait_for(self, condition, what, *, deadline=DEADLINE):
-        end = time.monotonic() + deadline
-        while not (result := condition()):
-            if time.monotonic() > end:
-                pytest.fail(f"not within {deadline:g} s: {what}\n{self.log[-4000:]}")
-            time.sleep(0.02)
-        return result
-
-    def wait_ready(self, times=1):
-        self.wait_for(lambda: len(re.findall(r"\bready\.", self.log)) >= times, "ready")
-
-    def close(self):
-        family = [] if self.process.poll() is not None else self.children()
-        self.process.kill()
-        self.process.wait()
-        for process in family:
-            if process.is_running():
-                process.kill()
-
-
-@pytest.fixture
-def broker():
-    with tempfile.TemporaryDirectory(prefix="acc-") as base, RuntimeDir(Path(base)) as runtime:
-        embedded = EmbeddedBroker(runtime.path)
-        embedded.start()
-        yield embedded
-        embedded.stop()
-
-
-@pytest.fixture
-def settings(broker, sink, tmp_path):
-    environment = {
-        "RELAY_CLOUD": sink.url,
-        "RELAY_TOKEN": TOKEN,
-        "RELAY_SPOOL": str(tmp_path / "spool"),
-        "RELAY_BROKER": broker.url,
-        "RELAY_SPOOL__RECOVER_AFTER": "1",
-    }
-    return load_settings(environ=environment)
-
-
-@pytest.fixture
-def worker(settings, session, tmp_path):
-    """Starts workers, and ends them with all that they started."""
-    workers = []
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
-
-    def run(*options, program=None):
-        env = {**clean, **settings.worker_environment()}
-        workers.append(Worker(tmp_path, env, *options, program=program))
-        return workers[-1]
-
-    yield run
-    for each in workers:
-        each.close()
-
-
-@pytest.fixture
-def session(settings):
-    spool = Spool.open(settings.spool.path, create=True)
-    with Session.start(
-        spool, "gate", display_name="gate", source=parse_source("test:"), segment_seconds=10
-    ) as session:
-        yield session
-
-
-@pytest.fixture
-def send(settings, session):
-    """Closes segments and publishes them as the agent does."""
-    app = publisher_app(settings)
-    begun = datetime(2026, 11, 23, 21, 11, 31, tzinfo=UTC)
-
-    def run(*sequences):
-        for sequence in sequences:
-            (session.open_directory / f"{sequence:08d}.ts").write_bytes(PACKETS)
-            owed = session.close_segment(sequence, begun + timedelta(seconds=10 * sequence), 10.0)
-            publish(app, upload_message(settings.ingest, session.name, owed.segment, owed.size))
-
-    run.recover = lambda: publish(app, Message(RECOVER, ()))
-    run.spool = session.spool
-    yield run
-    app.close()
+WITHOUT_REJECT_ON_WORKER_LOST = """
+import celeryconfig
+celeryconfig.task_reject_on_worker_lost = False
+"""
+NO_RETRY_CAN_BE_PUBLISHED = """
+import tasks.celery
+from kombu.exceptions import OperationalError
+def away(self, *args, **options):
+    raise OperationalError("the broker is away")
+tasks.celery.RelayTask.apply_async = away
+"""
+CELERYS_OWN_RETRY = """
+import celery
+tasks.celery.RelayTask.retry = celery.Task.retry
+"""
+NOTHING = {LIVE: 0, BACKLOG: 0, "unacked": 0}
 
 
 def arrived(sink):
@@ -257,7 +156,7 @@ def test_a_broker_that_dies_under_a_long_task_does_not_end_the_worker(worker, br
 def test_without_the_guard_it_ends_the_worker_so_the_guard_stays(worker, broker, sink, send):
     """When this fails, kombu has mended it: drop tasks/kombu_guard.py, and this test."""
     sink.faults.add(hang := Fault("hang"))
-    process = worker("-c", "2", program=WITHOUT_GUARD)
+    process = worker("-c", "2", changed=WITHOUT_GUARD)
     lose_the_broker_under_a_task(process, broker, sink, send)
     process.wait_for(lambda: "AttributeError: 'NoneType' object" in process.log, "the crash")
     broker.start()
@@ -296,6 +195,155 @@ def test_a_retry_that_cannot_be_published_costs_no_segment(worker, broker, sink,
     assert process.process.poll() is None
 
 
+# --- how messages get lost, and that no segment does -----------------------------------------------
+
+
+def recovered(process, sink, session, send, *, count=1, deadline=DEADLINE):
+    """Recover, as beat does, until nothing is owed; every segment has arrived."""
+
+    def nothing_owed():
+        send.recover()
+        time.sleep(0.3)
+        return not owed(session)
+
+    process.wait_for(nothing_owed, "all is recovered", deadline=deadline)
+    assert sorted(arrived(sink)) == list(range(1, count + 1))
+    assert verify(sink.directory) == []
+    assert process.process.poll() is None
+
+
+def test_a_message_that_was_taken_and_never_noted_is_lost_and_its_segment_is_not(
+    worker, broker, sink, session, send
+):
+    """A worker that dies between taking a message and noting it as unacknowledged leaves no trace of it."""
+    send(1)
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        assert client.brpop(LIVE) is not None
+    assert waiting(broker) == NOTHING
+    process = worker("-c", "1")
+    process.wait_ready()
+    recovered(process, sink, session, send)
+
+
+def test_workers_killed_and_connections_cut_under_load_lose_no_segment(worker, broker, sink, session, send):
+    count = 120
+    sink.faults.add(Fault("slow", rate=6e6))  # 30 ms for each segment, so that the load lasts
+    send(*range(1, count + 1))
+    for _ in range(3):
+        process = worker("-c", "2")
+        process.wait_ready()
+        send.recover()  # as beat does: what waited for long is left to it
+        before = len(arrived(sink))
+        process.wait_for(lambda before=before: len(arrived(sink)) > before + 5, "some are delivered")
+        with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        process.wait_for(lambda before=before: len(arrived(sink)) > before + 10, "some more are delivered")
+        process.process.kill()
+        process.process.wait()
+    assert owed(session)
+    process = worker("-c", "2")
+    process.wait_ready()
+    recovered(process, sink, session, send, count=count)
+
+
+def test_a_retry_that_cannot_be_published_leaves_its_message_with_the_broker(worker, sink, session, send):
+    """And no recovery is needed: the first message comes again."""
+    sink.faults.add(Fault("status", status=503, count=1))
+    process = worker("-c", "1", changed=NO_RETRY_CAN_BE_PUBLISHED)
+    process.wait_ready()
+    send(1)
+    process.wait_for(lambda: not owed(session), "the segment, without a recovery", deadline=10.0)
+    assert arrived(sink) == [1]
+
+
+def test_with_celerys_own_retry_it_would_be_lost_until_recover_finds_the_segment(
+    worker, broker, sink, session, send
+):
+    sink.faults.add(Fault("status", status=503, count=1))
+    process = worker("-c", "1", changed=NO_RETRY_CAN_BE_PUBLISHED + CELERYS_OWN_RETRY)
+    process.wait_ready()
+    send(1)
+    process.wait_for(lambda: sink.counters.requests.get(("POST", 503)), "the 503")
+    process.wait_for(lambda: waiting(broker) == NOTHING, "the message is gone")
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
+
+
+def test_a_broker_that_restarts_in_the_middle_of_a_retry_costs_no_segment(
+    worker, broker, sink, session, send
+):
+    sink.faults.add(Fault("status", status=503, count=1, delay=1.0))
+    process = worker("-c", "1")
+    process.wait_ready()
+    send(1)
+    process.wait_for(in_hand(sink, broker, 1), "an upload in hand")
+    broker.stop()
+    process.wait_for(lambda: sink.counters.requests.get(("POST", 503)), "the 503")
+    time.sleep(2.0)  # the outage: longer than a publisher tries
+    broker.start()
+    process.wait_for(lambda: process.log.count("Connected to") >= 2, "the broker found again")
+    recovered(process, sink, session, send)
+
+
+def test_without_reject_on_worker_lost_a_killed_child_takes_its_message_along(
+    worker, broker, sink, session, send
+):
+    """When this fails, Celery keeps the message by itself, and the setting may go."""
+    sink.faults.add(hang := Fault("hang"))
+    process = worker("-c", "1", changed=WITHOUT_REJECT_ON_WORKER_LOST)
+    process.wait_ready()
+    send(1)
+    process.wait_for(in_hand(sink, broker, 1), "an upload in hand")
+    [child] = process.children()
+    child.kill()
+    process.wait_for(lambda: waiting(broker) == NOTHING, "the message is gone")
+    sink.faults.remove(hang)
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
+
+
+def test_a_task_that_no_soft_limit_ends_is_ended_by_the_hard_one_and_its_segment_comes_back(
+    worker, broker, sink, session, send
+):
+    """Its message goes, so that a poisoned segment does not take down one child after the other."""
+    sink.faults.add(hang := Fault("hang"))
+    process = worker("-c", "1")
+    process.wait_ready()
+    names = (str(session.name), str(send.close(1).segment))
+    send.message(Message(UPLOAD_SEGMENT, names, options={"soft_time_limit": 1.0, "time_limit": 2.0}))
+    process.wait_for(in_hand(sink, broker, 1), "an upload in hand")
+    [child] = process.children()
+    child.suspend()
+    process.wait_for(lambda: is_gone(child), "the child is ended", deadline=10.0)
+    process.wait_for(lambda: waiting(broker) == NOTHING, "its message goes")
+    process.wait_for(lambda: len(process.children()) == 1, "another child")
+    sink.faults.remove(hang)
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"task": "tasks.upload.upload_segment_of_the_next_version"},
+        {"body": b"\xff not JSON"},
+        {"content_type": "application/x-python-serialize"},
+    ],
+    ids=["an unknown task", "an undecodable body", "a pickled body"],
+)
+def test_a_message_that_the_worker_cannot_read_is_discarded_and_its_segment_is_not(
+    worker, broker, sink, session, *, send, stranger
+):
+    process = worker("-c", "1")
+    process.wait_ready()
+    names = (str(session.name), str(send.close(1).segment))
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        client.lpush(LIVE, Hostile(**{"args": names, **stranger}).envelope())
+    process.wait_for(lambda: waiting(broker) == NOTHING, "the message is discarded")
+    assert owed(session) == [1]
+    recovered(process, sink, session, send)
+
+
 # --- a worker that lives and does nothing ----------------------------------------------------------
 
 DEAF = """
@@ -308,13 +356,11 @@ def listen_unless_deaf(self, *args, **options):
     if not os.path.exists("deaf"):
         listen(self, *args, **options)
 Channel._brpop_start = listen_unless_deaf
-from celery.__main__ import main
-main()
 """
 
 
 def test_a_worker_that_is_connected_and_deaf_ends_itself_with_its_children(worker, sink, send, tmp_path):
-    process = worker("-c", "2", program=DEAF)
+    process = worker("-c", "2", changed=DEAF)
     process.wait_ready()
     send(1)
     process.wait_for(lambda: arrived(sink) == [1], "a first segment")
@@ -334,7 +380,7 @@ def test_a_worker_that_waits_for_its_broker_shows_its_pulse_and_comes_back_soon(
     broker.stop()
     process = worker("-c", "1")
     process.wait_for(lambda: process.log.count("Cannot connect") >= 4, "some tries")  # each waits longer
-    [pulse] = pulses(Path(os.environ.get("RELAY_PULSE_DIR", send.spool.state)))
+    [pulse] = pulses(send.spool.state)
     assert pulse.age < 6.0
     broker.start()
     began = time.monotonic()

@@ -1,22 +1,25 @@
 """The audit as a table: journal lines and files in, report out; and on real files, with planted faults."""
 
+import hashlib
 import threading
 from pathlib import Path
 
 import pytest
 
-from capture.audit import FAULTS, Kind, SessionFiles, audit_entries
+from capture.audit import FAULTS, Kind, SessionFiles
+from capture.audit_ledger import audit_entries
 from capture.audit_spool import JournalReading, audit_spool, look
 from capture.claim import claim
 from capture.journal import Entry, Event
 from capture.segment import SegmentName, SessionName
 from capture.spool import Spool
 from capture.upkeep import note_gap, requeue_rejected
-from tests.conftest import add_segment, owed_path, start_session
+from tests.conftest import PACKET, add_segment, owed_path, start_session
 
 A = "relay-segments-door-20260601T120000Z-aaaaaaaa"
 B = "relay-segments-door-20260601T130000Z-bbbbbbbb"
 JOURNAL = Path("journal/door/2026-06-01.jsonl")
+DIGEST = hashlib.sha256(PACKET * 4).hexdigest()  # of what `add_segment` writes
 
 
 def name(number, ms=2000):
@@ -72,7 +75,54 @@ CASES = {
         "1 0 0 0 0",
         {},
     ),
-    "delivered, its closing lost": ([line(Event.DELIVERED, 1)], {}, "1 0 0 0 0", {}),
+    "delivered, its closing lost": (
+        [line(Event.DELIVERED, 1)],
+        {},
+        "1 0 0 0 0",
+        {Kind.UNANNOUNCED: 1},
+    ),
+    "a delivery far above what was closed": (
+        [*closed(1), line(Event.DELIVERED, 50)],
+        {A: files(1)},
+        "1 1 0 0 0",
+        {Kind.UNANNOUNCED: 1, Kind.HOLE: 1},
+    ),
+    "delivered with the content it was closed with": (
+        [line(Event.CLOSED, 1, sha256="a"), line(Event.DELIVERED, 1, sha256="a")],
+        {},
+        "1 0 0 0 0",
+        {},
+    ),
+    "delivered with other content": (
+        [line(Event.CLOSED, 1, sha256="a"), line(Event.DELIVERED, 1, sha256="b")],
+        {},
+        "1 0 0 0 0",
+        {Kind.CONTENT: 1},
+    ),
+    "delivered where a full disk took the digest": (
+        [line(Event.CLOSED, 1, sha256="a"), line(Event.DELIVERED, 1, sha256=None)],
+        {},
+        "1 0 0 0 0",
+        {},
+    ),
+    "the lines of several closings lost, with the numbers below": (
+        closed(1),
+        {A: files(1, 4, 5)},
+        "0 3 0 0 0",
+        {Kind.UNANNOUNCED: 2, Kind.HOLE: 1},
+    ),
+    "the lines of closings lost after a gap": (
+        [*closed(1), GAP],
+        {A: files(1, 3, 4)},
+        "0 3 0 0 0",
+        {Kind.UNANNOUNCED: 2, Kind.RESTART: 1},
+    ),
+    "a salvage that removed an empty file and died before its line": (
+        closed(1),
+        {A: files(1, 3)},
+        "0 2 0 0 0",
+        {Kind.UNANNOUNCED: 1, Kind.RESTART: 1},
+    ),
     "owed, its closing lost": ([], {A: files(1)}, "0 1 0 0 0", {Kind.UNANNOUNCED: 1}),
     "rejected, its closing lost": ([], {A: files(rejected=[1])}, "0 0 1 0 0", {Kind.UNANNOUNCED: 1}),
     "delivered and still there": (
@@ -234,7 +284,7 @@ def filled(spool, count=6):
     session = start_session(spool)
     owed = [add_segment(session, number).segment for number in range(1, count + 1)]
     with claim(spool, session.name, owed[0]) as delivered:
-        delivered.delivered(sha256="0" * 64, status=204, attempts=1)
+        delivered.delivered(sha256=DIGEST, status=204, attempts=1)
     with claim(spool, session.name, owed[1]) as rejected:
         rejected.rejected(status=422, reason="HTTP 422")
     with claim(spool, session.name, owed[2]) as dropped:
@@ -335,7 +385,7 @@ def test_a_segment_that_moves_while_the_audit_looks_is_no_fault(spool, monkeypat
     def look_and_deliver(spool: Spool, name: SessionName) -> SessionFiles:
         found = look(spool, name)
         with claim(spool, name, owed[3]) as taken:
-            taken.delivered(sha256="0" * 64, status=204, attempts=1)
+            taken.delivered(sha256=DIGEST, status=204, attempts=1)
         add_segment(session, 7)
         return found
 
@@ -369,7 +419,7 @@ def work_hard(spool, count):
             if len(waiting) > 5:
                 with claim(spool, session.name, waiting.pop(0)) as taken:
                     if number % 7:
-                        taken.delivered(sha256="0" * 64, status=204, attempts=1)
+                        taken.delivered(sha256=DIGEST, status=204, attempts=1)
                     else:
                         taken.rejected(status=422, reason="HTTP 422")
             if number % 30 == 0:

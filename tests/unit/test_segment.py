@@ -10,6 +10,7 @@ from capture.segment import (
     SegmentName,
     SessionName,
     is_camera_id,
+    looks_closed,
     open_name,
     parse_open_name,
     rfc3339,
@@ -90,10 +91,32 @@ def test_no_text_makes_the_grammar_raise(text):
         parse(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "000000012_20261123T211131.120Z_10040.ts",
+        "00000012_20261123T211131.120Z_010040.ts",
+        "00000012_20261123T211131.120Z_00.ts",
+        "00000012_09991123T211131.120Z_10040.ts",
+    ],
+)
+def test_a_second_way_to_write_a_name_is_no_name(text):
+    """It would be counted as owed, and be looked for under the first."""
+    assert SegmentName.parse(text) is None
+    assert not looks_closed(text)
+
+
+@given(st.from_regex(r"[0-9]{8,12}_[0-9]{8}T[0-9]{6}\.[0-9]{3}Z_[0-9]{1,9}\.ts", fullmatch=True))
+def test_what_reads_as_a_name_is_written_the_same(text):
+    name = SegmentName.parse(text)
+    assert name is None or str(name) == text
+
+
 def test_open_names_have_eight_digits_or_more():
     assert open_name(12) == "00000012.ts"
     assert parse_open_name("00000012.ts") == 12
     assert parse_open_name("0012.ts") is None
+    assert parse_open_name("000000012.ts") is None
 
 
 def test_times_are_written_in_utc_to_the_millisecond():
