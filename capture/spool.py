@@ -104,26 +104,29 @@ class Spool:
         return sorted(segment for name in names if (segment := SegmentName.parse(name)))
 
     def first_segments(
-        self, session: SessionName, count: int, skip: Container[str] = ()
+        self, session: SessionName, count: int, skip: Container[str] = (), folder: str = ""
     ) -> list[SegmentName]:
         """Return the first closed segments by sequence, without those in `skip`; cheap among very many."""
-        names = (name for name in self.segment_names(session) if name not in skip)
+        names = (name for name in self.segment_names(session, folder) if name not in skip)
         first = heapq.nsmallest(count, names, key=_by_sequence)
         return [segment for name in first if (segment := SegmentName.parse(name))]
 
-    def count_segments(self, session: SessionName) -> int:
-        """Count the closed segments of a session."""
-        return len(self.segment_names(session))
+    def count_segments(self, session: SessionName, folder: str = "") -> int:
+        """Count the closed segments of a session, or those in its `rejected/`."""
+        return sum(1 for _ in self.segment_names(session, folder))
 
-    def segment_names(self, session: SessionName, folder: str = "") -> list[str]:
-        """Return the names of closed segments as they stand in the directory, unread and unsorted."""
-        return [name for name in self._names(session, folder) if looks_closed(name)]
+    def segment_names(self, session: SessionName, folder: str = "") -> Iterator[str]:
+        """Yield the names of closed segments as they stand in the directory, unread and unsorted."""
+        return filter(looks_closed, self._names(session, folder))
 
-    def _names(self, session: SessionName, folder: str = "") -> list[str]:
+    def _names(self, session: SessionName, folder: str = "") -> Iterator[str]:
+        """Yield names one by one: a list of those in a very large directory takes many megabytes."""
         try:
-            return os.listdir(self.session_path(session) / folder)
+            with os.scandir(self.session_path(session) / folder) as entries:
+                for entry in entries:
+                    yield entry.name
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return
 
     def open_segments(self, session: SessionName) -> list[int]:
         """Return the sequence numbers of the segments being written."""
@@ -150,11 +153,7 @@ class Spool:
 
     def has_segments(self, session: SessionName) -> bool:
         """Tell whether a session owes anything; stops at the first."""
-        try:
-            with os.scandir(self.session_path(session)) as entries:
-                return any(looks_closed(entry.name) for entry in entries)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        return any(True for _ in self.segment_names(session))
 
     def keep_ballast(self) -> None:
         """Keep a little room aside, for the journal's last words on a full disk."""
@@ -169,9 +168,9 @@ class Spool:
         except OSError:
             ballast.unlink(missing_ok=True)
 
-    def journal_for_sure(self, camera: str, event: Event, fields: dict[str, object]) -> None:
+    def journal_for_sure(self, camera: str, event: Event, *lines: dict[str, object]) -> None:
         """Journal durably what is about to be deleted; on a full disk, in the room kept aside for it."""
-        self._for_sure(lambda: self.journal.append(camera, event, durable=True, **fields))
+        self._for_sure(lambda: self.journal.append_all(camera, event, lines, durable=True))
 
     def write_for_sure(self, path: Path, data: dict[str, Any]) -> None:
         """Write a small state file; on a full disk, in the room kept aside."""
