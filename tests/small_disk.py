@@ -32,7 +32,9 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as holder:
-        assert holder.stdin and holder.stdout and holder.stderr
+        assert holder.stdin
+        assert holder.stdout
+        assert holder.stderr
         if holder.stdout.readline() != b"mounted\n":
             _cannot(holder.stderr.read().decode(errors="replace").strip())
         try:

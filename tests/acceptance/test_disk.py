@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -33,7 +34,7 @@ class Scale:
         self.most = 0
         self.looks = 0
 
-    def __enter__(self) -> "Scale":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
