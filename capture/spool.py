@@ -4,12 +4,14 @@
 `capture.upkeep` salvages and sweeps.
 """
 
+import contextlib
 import errno
 import heapq
 import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ _HARMLESS = {"lost+found"}
 BALLAST = "ballast"
 BALLAST_BYTES = 256 * 1024
 _LARGEST_JSON = 64 * 1024
+_LEFTOVER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Spool:
                 marker = _create(root) if create else _not_a_spool(root)
             for folder in (STATE, JOURNAL):
                 (root / folder).mkdir(exist_ok=True)
+            if create:
+                _remove_leftovers(root / STATE)
         except OSError as error:
             _refuse(root, error)
         return cls(root, marker, clock)
@@ -250,6 +255,14 @@ def _count(value: object) -> int:
 def is_full(error: OSError) -> bool:
     """Tell whether the disk or the quota is used up."""
     return error.errno in _FULL
+
+
+def _remove_leftovers(state: Path) -> None:
+    """Remove what killed writers left; a living one needs its temporary file for a moment only."""
+    for path in state.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def _read_marker(root: Path) -> str | None:

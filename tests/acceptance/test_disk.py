@@ -15,8 +15,10 @@ import pytest
 
 from capture.segment import SegmentName
 from capture.sink import Sink
+from capture.spool import Spool
 from tests.acceptance.conftest import COMMAND, TOKEN, Relay, SpoolFiles
 from tests.chaos.oracle import Witness, judge
+from tests.conftest import PACKET, add_segment, start_session
 from tests.small_disk import fill_up, small_disk
 
 NOBODY = "http://127.0.0.1:9"  # refuses every connection
@@ -124,6 +126,42 @@ def test_the_budget_is_never_exceeded_not_after_a_kill_and_not_after_it_was_lowe
     assert scale.most <= 2_000_000
     assert "segments_dropped" in lowered.log
     assert_the_oldest_went(spool)
+    assert_audit_is_clean(spool.path)
+
+
+@pytest.fixture(scope="session")
+def jump(ffmpeg, tmp_path_factory) -> Path:
+    """Four seconds of a still picture, then four of noise: from kilobytes a second to megabytes."""
+    path = tmp_path_factory.mktemp("jump") / "jump.mp4"
+    still = "color=gray:size=640x360:rate=25:duration=4"
+    noise = f"{still},noise=alls=100:allf=t"
+    graph = f"{still}[a];{noise}[b];[a][b]concat=n=2"
+    options = ["-c:v", "libx264", "-preset", "ultrafast", "-crf", "18", "-g", "25", "-pix_fmt", "yuv420p"]
+    command = [ffmpeg, "-nostdin", "-v", "error", "-f", "lavfi", "-i", graph, *options, path]
+    subprocess.run(command, check=True, timeout=60)
+    return path
+
+
+def owe(root: Path, camera: str, count: int, packets: int) -> int:
+    """Fill a spool as a killed agent leaves it; return its bytes."""
+    with start_session(Spool.open(root, create=True), camera) as session:
+        return sum(add_segment(session, n, PACKET * packets).size for n in range(1, count + 1))
+
+
+def test_a_camera_whose_bitrate_jumps_does_not_pass_the_budget(start, spool, jump):
+    limit = owe(spool.path, "gate", 250, 500)  # at the limit from the first moment
+    settings = {"RELAY_CLOUD": NOBODY, "RELAY_TOKEN": TOKEN, "RELAY_SPOOL": str(spool.path)}
+    settings |= {"RELAY_SPOOL__MAX_BYTES": str(limit), "RELAY_SPOOL__MIN_FREE": "0"}
+    with Scale(spool.path) as scale:
+        words = ["up", "--source", jump, "--camera-id", "gate", "--segment-duration", "1"]
+        relay = start(*words, env=settings)
+        relay.wait_for(lambda: len(spool.journal("closed")) >= 250 + 8, "the clip is captured")
+        relay.signal()
+        assert relay.exit_code() == 75
+    sizes = [line["bytes"] for line in spool.journal("closed")[250:]]
+    assert max(sizes) > 10 * sizes[0]
+    assert sum(sizes) < limit
+    assert limit * 0.7 < scale.most <= limit
     assert_audit_is_clean(spool.path)
 
 
