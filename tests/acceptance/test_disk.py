@@ -165,6 +165,25 @@ def test_a_camera_whose_bitrate_jumps_does_not_pass_the_budget(start, spool, jum
     assert_audit_is_clean(spool.path)
 
 
+def test_two_agents_on_one_spool_keep_one_budget_together_and_drop_nothing_twice(start, spool):
+    settings = {"RELAY_CLOUD": NOBODY, "RELAY_TOKEN": TOKEN, "RELAY_SPOOL": str(spool.path)}
+    settings |= {"RELAY_SPOOL__MAX_BYTES": str(MAX_BYTES), "RELAY_SPOOL__MIN_FREE": "0"}
+    with Scale(spool.path) as scale:
+        relays = []
+        for camera in ("wide", "door"):
+            words = ["up", "--source", PATTERNS["wide"], "--camera-id", camera, "--segment-duration", "2"]
+            relays.append(start(*words, env=settings))
+            relays[-1].wait_for(lambda: "capture_running" in relays[-1].log, "it captures")
+        relays[0].wait_for(lambda: dropped(spool) >= 6, "segments are dropped", deadline=90)
+        for relay in relays:
+            relay.signal()
+        assert [relay.exit_code() for relay in relays] == [75, 75]
+    assert MAX_BYTES * 0.7 < scale.most <= MAX_BYTES
+    gone = [(line["session"], line["segment"]) for line in spool.journal("dropped")]
+    assert len(gone) == len(set(gone))
+    assert_audit_is_clean(spool.path)
+
+
 def assert_the_oldest_went(spool: SpoolFiles) -> None:
     """Within a camera nothing that was dropped is newer than anything that is still owed."""
     newest: dict[str, tuple[str, int]] = {}
@@ -226,6 +245,24 @@ def test_a_full_disk_costs_what_the_journal_says_and_all_goes_on_by_itself(
             assert spool.journal("dropped") == []
         causes = Counter(line["cause"] for line in spool.journal("gap"))
         assert causes["the disk is full"] >= 1, causes
+
+
+def test_a_disk_that_our_own_segments_fill_never_stops_the_capture(start, tmp_path, jump):
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk", 32) as disk:
+        spool = SpoolFiles(disk / "spool")
+        owe(spool.path, "gate", 250, 600)
+        settings = {"RELAY_CLOUD": NOBODY, "RELAY_TOKEN": TOKEN, "RELAY_SPOOL": str(spool.path)}
+        words = ["up", "--source", jump, "--camera-id", "gate", "--segment-duration", "1"]
+        relay = start(*words, env=settings)
+        relay.wait_for(lambda: len(spool.journal("closed")) >= 250 + 8, "the clip is captured")
+        relay.signal()
+        assert relay.exit_code() == 75
+        relay.close()
+        assert "the disk is full" not in relay.log
+        assert spool.journal("gap") == []
+        assert {line["reason"] for line in spool.journal("dropped")} == {"no room: spool.min_free"}
+        assert_audit_is_clean(spool.path)
 
 
 def has_closed(spool: SpoolFiles, count: int) -> bool:
