@@ -34,7 +34,7 @@ class Victim:
 
 @dataclass
 class _Round:
-    """What was tried, in vain or not, since the round began: it is not tried again."""
+    """What was tried in vain since the round began, and is not tried again; what is being tried, too."""
 
     tried: dict[SessionName, set[str]] = field(default_factory=dict)
     busy: list[Victim] = field(default_factory=list)
@@ -59,10 +59,10 @@ class Eviction:
                 victims = self._choose(place, bytes_to_free - round_.freed, round_)
                 if not victims:
                     break
-                if place == REJECTED:
-                    self._drop_rejected(victims, reason, round_)
-                else:
+                if place != REJECTED:
                     self._drop_owed(victims, reason, round_)
+                elif not self._drop_rejected(victims, reason, round_):
+                    break
         for victim in reversed(round_.busy):  # the oldest stay the oldest
             self._queue(victim.session.camera, "").appendleft(victim)
         return round_.count, round_.freed
@@ -103,7 +103,11 @@ class Eviction:
         for session, sizes in self._holdings.sessions(camera, place):
             count = max(BATCH, sizes.count // LISTED_SHARE)
             tried = round_.tried.get(session, ())
-            names = self._spool.first_segments(session, count, tried, place)
+            try:
+                names = self._spool.first_segments(session, count, tried, place)
+            except OSError as error:  # this one cannot be read: the next ones can
+                log.warning("session_not_read", session=str(session), reason=error.strerror)
+                continue
             if found := [victim for name in names if (victim := self._victim(session, name, place))]:
                 return found
         return []
@@ -152,10 +156,11 @@ class Eviction:
             round_.busy.append(victim)
         return None
 
-    def _drop_rejected(self, victims: Sequence[Victim], reason: str, round_: _Round) -> None:
+    def _drop_rejected(self, victims: Sequence[Victim], reason: str, round_: _Round) -> bool:
+        """Drop several; False while somebody sweeps or requeues: they are gone in a moment, or are owed."""
         with exclusive(self._spool.state / REJECTED_LOCK) as mine:
-            if not mine:  # somebody sweeps or requeues: they are gone in a moment, or are owed
-                return
+            if not mine:
+                return False
             by_camera: dict[str, list[Victim]] = {}
             for victim in victims:
                 path = self._spool.session_path(victim.session) / REJECTED / str(victim.segment)
@@ -167,6 +172,7 @@ class Eviction:
                 fields = [{**_names(victim), "reason": f"rejected; {reason}"} for victim in found]
                 if self._journal(camera, fields, round_):
                     self._unlink(found, REJECTED, round_)
+        return True
 
     def _journal(self, camera: str, lines: Sequence[dict[str, object]], round_: _Round) -> bool:
         try:
@@ -189,6 +195,7 @@ class Eviction:
                 with contextlib.suppress(OSError):
                     path.with_name(f"{path.name}.json").unlink(missing_ok=True)
             self._holdings.sizes(victim.session, place).forget(victim.segment.sequence)
+            round_.tried[victim.session].discard(str(victim.segment))
             round_.count += 1
             round_.freed += victim.size
 

@@ -11,6 +11,8 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
+
 from capture.segment import SessionName, looks_closed
 from capture.spool import OPEN, REJECTED, Spool
 
@@ -19,6 +21,8 @@ _ABSENT = 0  # sizes are kept one higher
 # A directory that changed just now can change again without its time showing it.
 _SETTLED_NS = 2_000_000_000
 FOLDERS = (REJECTED, "")
+
+log = structlog.get_logger()
 
 
 class Sizes:
@@ -64,20 +68,23 @@ class _Folder:
         self.sizes = Sizes()
 
     def look(self) -> None:
-        """List it anew if it changed."""
+        """List it anew if it changed; where it cannot be read just now, what was known stays."""
         try:
-            changed = self._path.stat().st_mtime_ns
+            changed, now = self._path.stat().st_mtime_ns, time.time_ns()
+            if changed == self._changed:
+                return
+            self.sizes = self._listed()
         except (FileNotFoundError, NotADirectoryError):
             self._changed, self.sizes = None, Sizes()
-            return
-        if changed == self._changed:
-            return
-        self._changed = changed if time.time_ns() - changed > _SETTLED_NS else None
-        self.sizes = self._listed()
+        except OSError as error:
+            self._changed = None
+            log.debug("folder_not_read", folder=str(self._path), reason=error.strerror)
+        else:
+            self._changed = changed if now - changed > _SETTLED_NS else None
 
     def _listed(self) -> Sizes:
         known, sizes = self.sizes, Sizes()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._path) as entries:
+        with os.scandir(self._path) as entries:
             for entry in entries:
                 if not looks_closed(entry.name):
                     continue
@@ -164,7 +171,7 @@ class Holdings:
     def _open_files(self, name: SessionName) -> dict[str, int]:
         found = {}
         with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            contextlib.suppress(OSError),  # gone, or not to be read: others can be
             os.scandir(self._spool.session_path(name) / OPEN) as entries,
         ):
             for entry in entries:

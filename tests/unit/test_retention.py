@@ -9,6 +9,7 @@ from capture.budget import Budget
 from capture.claim import claim
 from capture.holdings import Sizes
 from capture.journal import Event, Journal
+from capture.locks import exclusive
 from capture.retention import (
     Room,
     default_min_free,
@@ -21,7 +22,7 @@ from capture.retention import (
 )
 from capture.settings import SpoolSettings
 from capture.spool import BALLAST, BALLAST_BYTES
-from capture.upkeep import drop_expired
+from capture.upkeep import REJECTED_LOCK, drop_expired
 from tests.conftest import PACKET, add_segment, start_session
 
 
@@ -258,6 +259,32 @@ def test_a_camera_whose_journal_cannot_be_written_does_not_keep_others_from_goin
     assert budget_of(spool, 1_700_000).enforce() == 3
     assert spool.segments(yard.name) == []
     assert len(door_segments) == 8
+
+
+def test_a_session_that_cannot_be_read_does_not_keep_others_from_going(spool, monkeypatch):
+    bad, _ = fill(spool, "door", 3)
+    fill(spool, "yard", 8)
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).startswith(str(bad.path)):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert budget_of(spool, 1_000_000).enforce() >= 3
+    assert dropped(spool, "door") == []
+
+
+def test_while_rejected_ones_are_swept_owed_ones_go_and_nothing_goes_twice(spool):
+    session, segments = fill(spool, "door", 8)
+    for segment in segments[4:]:
+        with claim(spool, session.name, segment) as claimed:
+            claimed.rejected(status=413, reason="x")
+    with exclusive(spool.state / REJECTED_LOCK) as mine:
+        assert mine
+        assert budget_of(spool, 1_200_000).enforce() == 3
+    assert dropped(spool, "door") == [str(segment) for segment in segments[:3]]
 
 
 def test_a_budget_without_its_mount_writes_nothing_and_goes_on_by_itself(spool, tmp_path, capsys):
