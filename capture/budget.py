@@ -17,7 +17,6 @@ from capture.holdings import Holdings
 from capture.retention import (
     LONGEST_PAUSE,
     MAX_BYTES,
-    MIN_FREE,
     NEAR_SHARE,
     Room,
     default_min_free,
@@ -53,6 +52,7 @@ class Budget:
         self._allowance: float | None = None
         self._measured_at = 0.0
         self._looked_at = float("-inf")
+        self._fitted_at = float("-inf")
         self._late = _LateRoom(spool)
         self._report = _Report(spool)
         self._guard = threading.Lock()
@@ -106,24 +106,29 @@ class Budget:
         self._spool.check_mounted()
         self._measure()
         to_free, limit = self._excess()
-        is_stale = self._is_stale()
-        if to_free == 0 and not is_stale:
-            return 0
         # How much is free, the file system itself knows; how much is used, only a look can tell.
-        if is_stale or limit != MIN_FREE:
+        if (self._is_stale() and (self._settings.max_bytes is not None or to_free)) or limit == MAX_BYTES:
             self._look()
             to_free, limit = self._excess(near=NEAR_SHARE)
-        if to_free == 0:
+        if to_free:
+            return self._drop(to_free, limit)
+        self._fits()
+        return 0
+
+    def _fits(self) -> None:
+        """Keep the ballast, now and then."""
+        now = self._spool.clock.monotonic()
+        if now - self._fitted_at > LOOK_AGAIN_SECONDS:
             self._report.fits()
             self._spool.keep_ballast()
-            return 0
-        return self._drop(to_free, limit)
+            self._fitted_at = now
 
     def _drop(self, to_free: int, limit: str) -> int:
         before = _free(self._spool)
         count, freed = self._eviction.free(to_free, reason=f"no room: {limit}")
         self._late.expect(before, freed)
         self.dropped += count
+        self._fitted_at = float("-inf")
         if count:
             self._report.dropped(count, limit)
         if freed < to_free:  # there may be more than we know of

@@ -218,6 +218,18 @@ def test_a_start_is_below_the_limit_before_it_returns(spool):
         budget.stop()
 
 
+def test_without_a_limit_in_bytes_a_start_does_not_read_what_is_owed(spool, monkeypatch):
+    session, _ = fill(spool, "door", 3)
+    read = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (read.append(str(path)), real(path))[1])
+    budget = Budget(spool, SpoolSettings(min_free=0), cameras=1)
+    assert budget.enforce() == 0
+    assert f"{session.path}/open" in read
+    assert str(session.path) not in read
+    assert (spool.state / BALLAST).exists()
+
+
 def test_when_even_what_is_being_written_does_not_fit_it_says_so_once(spool, capsys):
     session, _ = fill(spool, "door", 2)
     write_open(session, 3, 9000)
