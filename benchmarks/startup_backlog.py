@@ -1,12 +1,13 @@
 """What `up` costs at its start and afterwards when very many segments are owed.
 
     .venv/bin/python benchmarks/startup_backlog.py [--segments 100000] [--cameras 8] [--seconds 60]
-                                                   [--ingest up|down] [--at-limit]
+                                                   [--ingest up|down] [--limit SHARE]
 
 Makes the segments (ten packets each, in one dead session per camera), starts `up` with as many test cameras,
 and prints: seconds until every camera captures, until the first fresh segment is confirmed (`--ingest up`),
-then the CPU seconds per minute and the largest resident memory (MiB) of each process. With `--at-limit` the
-spool is at its `spool.max_bytes` from the start, so that each new segment drops old ones.
+then the CPU seconds per minute and the largest resident memory (MiB) of each process. `--limit`
+sets `spool.max_bytes` to a share of what is owed: 2 is far away, at 1 each new segment drops old ones, and at
+0.5 half of all goes before the first frame.
 """
 
 import argparse
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--ingest", choices=["up", "down"], default="up")
-    parser.add_argument("--at-limit", action="store_true")
+    parser.add_argument("--limit", type=float)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), options)
@@ -124,7 +125,7 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> None:
     spool = folder / "spool"
     size = owe(spool, options.segments, options.cameras)
-    config = configure(folder, options.cameras, size if options.at_limit else None)
+    config = configure(folder, options.cameras, None if options.limit is None else int(size * options.limit))
     sink = None
     url = "http://127.0.0.1:9"  # nobody listens there
     if options.ingest == "up":

@@ -31,6 +31,8 @@ from capture.settings import SpoolSettings
 from capture.spool import Spool
 
 JOIN_SECONDS = 1.0
+START_SECONDS = 5.0
+ROUND_SECONDS = 1.0  # then what is being written is looked at again
 LOOK_AGAIN_SECONDS = 30.0
 SAY_AGAIN_SECONDS = 30.0
 LATE_SECONDS = 30.0  # how long a file system may take to show what was freed
@@ -61,8 +63,13 @@ class Budget:
         self.dropped = 0
 
     def start(self) -> None:
-        """Bring the spool below its limits, then watch it. Call it before anything is captured."""
-        self._enforce_safely()
+        """Bring the spool below its limits, then watch it. Call it before anything is captured.
+
+        Where very much has to go, because a limit was lowered, capture does not wait for all of it.
+        """
+        until = self._spool.clock.monotonic() + START_SECONDS
+        while self._enforce_safely() and self._spool.clock.monotonic() < until:
+            pass
         self._thread.start()
 
     def stop(self) -> None:
@@ -80,15 +87,18 @@ class Budget:
         while not self._stopping.wait(self._pause()):
             self._enforce_safely()
 
-    def _enforce_safely(self) -> None:
+    def _enforce_safely(self) -> bool:
+        """Tell whether something was dropped and more has to go."""
         try:
-            self.enforce()
+            dropped = self.enforce()
             self._report.works()
+            return dropped > 0 and self._excess()[0] > 0
         except (OSError, RelayError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             self._report.fails(reason or str(error))
         except Exception:
             log.exception("budget_failed")
+        return False
 
     def _pause(self) -> float:
         try:
@@ -125,7 +135,7 @@ class Budget:
 
     def _drop(self, to_free: int, limit: str) -> int:
         before = _free(self._spool)
-        count, freed = self._eviction.free(to_free, reason=f"no room: {limit}")
+        count, freed = self._eviction.free(to_free, reason=f"no room: {limit}", seconds=ROUND_SECONDS)
         self._late.expect(before, freed)
         self.dropped += count
         self._fitted_at = float("-inf")

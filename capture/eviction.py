@@ -51,9 +51,13 @@ class Eviction:
         self._holdings = holdings
         self._next: dict[tuple[str, str], deque[Victim]] = {}
 
-    def free(self, bytes_to_free: int, *, reason: str) -> tuple[int, int]:
-        """Drop until `bytes_to_free` are free or nothing is left; return how many, and their bytes."""
+    def free(self, bytes_to_free: int, *, reason: str, seconds: float) -> tuple[int, int]:
+        """Drop until `bytes_to_free` are free or nothing is left; return how many, and their bytes.
+
+        Begins no further batch after `seconds`.
+        """
         round_ = _Round()
+        until = self._spool.clock.monotonic() + seconds
         for place in FOLDERS:
             while round_.freed < bytes_to_free:
                 victims = self._choose(place, bytes_to_free - round_.freed, round_)
@@ -63,6 +67,11 @@ class Eviction:
                     self._drop_owed(victims, reason, round_)
                 elif not self._drop_rejected(victims, reason, round_):
                     break
+                if self._spool.clock.monotonic() > until:
+                    return self._end(round_)
+        return self._end(round_)
+
+    def _end(self, round_: _Round) -> tuple[int, int]:
         for victim in reversed(round_.busy):  # the oldest stay the oldest
             self._queue(victim.session.camera, "").appendleft(victim)
         return round_.count, round_.freed

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import pytest
 
@@ -228,6 +229,24 @@ def test_without_a_limit_in_bytes_a_start_does_not_read_what_is_owed(spool, monk
     assert f"{session.path}/open" in read
     assert str(session.path) not in read
     assert (spool.state / BALLAST).exists()
+
+
+def test_a_start_with_very_much_to_drop_does_not_hold_up_the_capture(spool, monkeypatch):
+    session = start_session(spool)
+    for number in range(1, 1001):
+        (session.path / f"{number:08d}_20260601T120000.000Z_2000.ts").write_bytes(PACKET * 50)
+    monkeypatch.setattr("capture.budget.START_SECONDS", 0.0)
+    monkeypatch.setattr("capture.budget.ROUND_SECONDS", 0.0)
+    budget = budget_of(spool, 1_000_000)
+    budget.start()
+    first = budget.dropped
+    assert 0 < first < 800
+    end = time.monotonic() + 30
+    while len(spool.segments(session.name)) * 50 * len(PACKET) > 1_000_000 and time.monotonic() < end:
+        time.sleep(0.01)
+    budget.stop()
+    assert len(spool.segments(session.name)) * 50 * len(PACKET) <= 1_000_000
+    assert budget.dropped == len(set(dropped(spool, "door")))
 
 
 def test_when_even_what_is_being_written_does_not_fit_it_says_so_once(spool, capsys):
