@@ -37,7 +37,7 @@ class _Round:
     """What was tried in vain since the round began, and is not tried again; what is being tried, too."""
 
     tried: dict[SessionName, set[str]] = field(default_factory=dict)
-    busy: list[Victim] = field(default_factory=list)
+    kept: list[tuple[str, Victim]] = field(default_factory=list)  # place and segment: next time
     stuck: set[str] = field(default_factory=set)  # cameras whose journal cannot be written
     count: int = 0
     freed: int = 0
@@ -72,8 +72,8 @@ class Eviction:
         return self._end(round_)
 
     def _end(self, round_: _Round) -> tuple[int, int]:
-        for victim in reversed(round_.busy):  # the oldest stay the oldest
-            self._queue(victim.session.camera, "").appendleft(victim)
+        for place, victim in sorted(round_.kept, key=_age, reverse=True):  # the oldest stay the oldest
+            self._queue(victim.session.camera, place).appendleft(victim)
         return round_.count, round_.freed
 
     # --- whose turn it is ---
@@ -141,10 +141,9 @@ class Eviction:
                 if found is not None:
                     held.enter_context(found)
                     claims.setdefault(victim.session.camera, []).append((victim, found))
-            for camera, mine in claims.items():
+            for mine in claims.values():
                 fields = [{**_names(victim), "bytes": found.size, "reason": reason} for victim, found in mine]
-                if self._journal(camera, fields, round_):
-                    self._unlink([victim for victim, _ in mine], "", round_)
+                self._finish([victim for victim, _ in mine], "", fields, round_)
 
     def _claim(self, victim: Victim, round_: _Round) -> Claim | None:
         path = self._spool.session_path(victim.session) / str(victim.segment)
@@ -152,7 +151,7 @@ class Eviction:
             found = claim(self._spool, victim.session, victim.segment)
             if found is None:
                 if path.exists():
-                    round_.busy.append(victim)
+                    round_.kept.append(("", victim))
                 else:
                     self._holdings.sizes(victim.session, "").forget(victim.segment.sequence)
                 return None
@@ -162,13 +161,14 @@ class Eviction:
                 found.finish_delivered()
         except (HostileNameError, OSError) as error:  # this one cannot be taken: the next ones can
             log.warning("segment_not_dropped", segment=str(victim.segment), reason=str(error))
-            round_.busy.append(victim)
+            round_.kept.append(("", victim))
         return None
 
     def _drop_rejected(self, victims: Sequence[Victim], reason: str, round_: _Round) -> bool:
         """Drop several; False while somebody sweeps or requeues: they are gone in a moment, or are owed."""
         with exclusive(self._spool.state / REJECTED_LOCK) as mine:
             if not mine:
+                round_.kept += [(REJECTED, victim) for victim in victims]
                 return False
             by_camera: dict[str, list[Victim]] = {}
             for victim in victims:
@@ -177,20 +177,24 @@ class Eviction:
                     by_camera.setdefault(victim.session.camera, []).append(victim)
                 else:
                     self._holdings.sizes(victim.session, REJECTED).forget(victim.segment.sequence)
-            for camera, found in by_camera.items():
+            for found in by_camera.values():
                 fields = [{**_names(victim), "reason": f"rejected; {reason}"} for victim in found]
-                if self._journal(camera, fields, round_):
-                    self._unlink(found, REJECTED, round_)
+                self._finish(found, REJECTED, fields, round_)
         return True
 
-    def _journal(self, camera: str, lines: Sequence[dict[str, object]], round_: _Round) -> bool:
+    def _finish(
+        self, victims: Sequence[Victim], place: str, lines: Sequence[dict[str, object]], round_: _Round
+    ) -> None:
+        """Journal what goes from one camera, then remove it; nothing goes without its line."""
+        camera = victims[0].session.camera
         try:
             self._spool.journal_for_sure(camera, Event.DROPPED, *lines)
-        except OSError as error:  # nothing goes without its line; other cameras' can
+        except OSError as error:  # others' can be written
             log.warning("segments_not_dropped", camera=camera, reason=error.strerror)
             round_.stuck.add(camera)
-            return False
-        return True
+            round_.kept += [(place, victim) for victim in victims]
+            return
+        self._unlink(victims, place, round_)
 
     def _unlink(self, victims: Sequence[Victim], place: str, round_: _Round) -> None:
         for victim in victims:
@@ -211,3 +215,7 @@ class Eviction:
 
 def _names(victim: Victim) -> dict[str, object]:
     return {"session": str(victim.session), "segment": str(victim.segment)}
+
+
+def _age(kept: tuple[str, Victim]) -> tuple[str, int]:
+    return kept[1].session.id, kept[1].segment.sequence

@@ -22,7 +22,7 @@ from capture.retention import (
     pause,
 )
 from capture.settings import SpoolSettings
-from capture.spool import BALLAST, BALLAST_BYTES
+from capture.spool import BALLAST, BALLAST_BYTES, Spool
 from capture.upkeep import REJECTED_LOCK, drop_expired
 from tests.conftest import PACKET, add_segment, start_session
 
@@ -279,6 +279,16 @@ def test_after_a_segment_that_was_being_sent_the_oldest_is_still_the_next_to_go(
     budget.enforce()
     assert dropped(spool, "door").index(str(segments[0])) == len(dropped(spool, "door")) - 3
     assert len(set(dropped(spool, "door"))) == len(dropped(spool, "door"))
+
+
+def test_when_the_journal_can_be_written_again_the_oldest_is_still_the_next_to_go(spool, monkeypatch):
+    _, segments = fill(spool, "door", 8)
+    budget = budget_of(spool, 1_000_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "journal_for_sure", lambda *_args: (spool.root / "absent").stat())
+        assert budget.enforce() == 0
+    assert budget.enforce() > 0
+    assert dropped(spool, "door")[0] == str(segments[0])
 
 
 def test_a_camera_whose_journal_cannot_be_written_does_not_keep_others_from_going(spool):
