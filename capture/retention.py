@@ -14,14 +14,14 @@ SLACK_SHARE = 0.01
 NEAR_SHARE = 0.0025
 
 # What the segments being written may grow by before the next look takes effect.
-LEAST_ALLOWANCE = 512 * 1024  # bytes per camera: a large key frame, or a tenth of a second of 40 Mbit/s
+LEAST_ALLOWANCE = 1024 * 1024  # bytes per camera: a fifth of a second of a camera that jumps to 40 Mbit/s
 LARGEST_ALLOWANCE_SHARE = 0.05  # unless that much was really seen
 LARGEST_FIRST_SHARE = 0.25
 SAFETY = 2.0
 HALF_LIFE_SECONDS = 30.0
 
 FASTEST_CAMERA = 5_000_000  # bytes per second that a camera may jump to from one moment to the next
-SHORTEST_PAUSE = 0.1
+SHORTEST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
 
 
