@@ -1,44 +1,43 @@
 """The disk budget: keeps the spool below its limits by dropping the oldest of what is owed, loudly.
 
-Runs in the agent, on a thread of its own. What is counted are segments: owed, rejected, and, as a reserve of
-one full segment per camera, those being written. Rejected ones go first: the cloud does not take them.
+Runs in the agent, on a thread of its own. What counts are the bytes of all segments in the spool, whoever
+wrote them: owed, rejected, and those being written, at their real size. Closing or salvaging a segment
+therefore changes nothing, and a crash cannot make the sum grow. What is being written may grow until the
+next look takes effect: an allowance for that stays free, and the nearer a limit, the more often it looks.
 """
 
 import os
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import structlog
 
-from capture.claim import HostileNameError, claim
-from capture.journal import Event
-from capture.locks import exclusive
-from capture.retention import Held, Room, choose, default_min_free, excess
-from capture.segment import SegmentName, SessionName
+from capture.errors import RelayError
+from capture.eviction import Eviction
+from capture.holdings import Holdings
+from capture.retention import (
+    LONGEST_PAUSE,
+    MAX_BYTES,
+    NEAR_SHARE,
+    Room,
+    default_min_free,
+    excess,
+    first_allowance,
+    headroom,
+    least_allowance,
+    next_allowance,
+    pause,
+)
 from capture.settings import SpoolSettings
-from capture.spool import REJECTED, Spool
-from capture.upkeep import REJECTED_LOCK
+from capture.spool import Spool
 
-TICK_SECONDS = 1.0
+JOIN_SECONDS = 1.0
+START_SECONDS = 5.0
+ROUND_SECONDS = 1.0  # then what is being written is looked at again
 LOOK_AGAIN_SECONDS = 30.0
+SAY_AGAIN_SECONDS = 30.0
+LATE_SECONDS = 30.0  # how long a file system may take to show what was freed
 
 log = structlog.get_logger()
-
-
-@dataclass
-class _Index:
-    """Sizes of the segments on the disk, so that a look at a large spool need not ask for each again."""
-
-    sizes: dict[str, int]
-
-    @property
-    def used(self) -> int:
-        return sum(self.sizes.values())
-
-    @property
-    def largest(self) -> int:
-        return max(self.sizes.values(), default=0)
 
 
 class Budget:
@@ -48,143 +47,233 @@ class Budget:
         self._spool = spool
         self._settings = settings
         self._cameras = cameras
-        self._index = _Index({})
-        self._added = 0
-        self._largest = 0
+        self._holdings = Holdings(spool)
+        self._eviction = Eviction(spool, self._holdings)
+        self._added = 0  # at most, since the last look
+        self._open = 0
+        self._allowance: float | None = None
+        self._measured_at = 0.0
         self._looked_at = float("-inf")
-        self._used_then = 0
+        self._fitted_at = float("-inf")
+        self._late = _LateRoom(spool)
+        self._report = _Report(spool)
         self._guard = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="budget", daemon=True)
         self.dropped = 0
 
     def start(self) -> None:
+        """Bring the spool below its limits, then watch it. Call it before anything is captured.
+
+        Where very much has to go, because a limit was lowered, capture does not wait for all of it.
+        """
+        until = self._spool.clock.monotonic() + START_SECONDS
+        while self._enforce_safely() and self._spool.clock.monotonic() < until:
+            pass
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(TICK_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(JOIN_SECONDS)
+        self._report.flush()
 
     def add(self, size: int) -> None:
-        """Note a segment that was just closed."""
+        """Note a segment that was just closed: it may have come and gone between two looks."""
         with self._guard:
             self._added += size
-            self._largest = max(self._largest, size)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.enforce()
-            except OSError as error:
-                log.warning("budget_not_enforced", reason=error.strerror, then="tried again")
-            except Exception:
-                log.exception("budget_failed")
-            self._stopping.wait(TICK_SECONDS)
+        while not self._stopping.wait(self._pause()):
+            self._enforce_safely()
+
+    def _enforce_safely(self) -> bool:
+        """Tell whether something was dropped and more has to go."""
+        try:
+            dropped = self.enforce()
+            self._report.works()
+            return dropped > 0 and self._excess()[0] > 0
+        except (OSError, RelayError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self._report.fails(reason or str(error))
+        except Exception:
+            log.exception("budget_failed")
+        return False
+
+    def _pause(self) -> float:
+        try:
+            room = self._room()
+        except OSError:
+            return LONGEST_PAUSE
+        left = headroom(room, max_bytes=self._settings.max_bytes, min_free=self._floor(room))
+        return pause(left, cameras=self._cameras)
 
     def enforce(self) -> int:
-        """Drop what has to go; returns how many segments went."""
-        room = self._room(used=self._estimate())
-        if self._excess(room)[0] == 0 and not self._is_stale():
-            return 0
-        self._look()
-        to_free, limit = self._excess(self._room(used=self._used_then))
-        if to_free == 0:
+        """Drop what has to go; returns how many segments went.
+
+        Raises OSError, and ConfigError without its mount.
+        """
+        self._spool.check_mounted()
+        self._measure()
+        to_free, limit = self._excess()
+        # How much is free, the file system itself knows; how much is used, only a look can tell.
+        if (self._is_stale() and (self._settings.max_bytes is not None or to_free)) or limit == MAX_BYTES:
+            self._look()
+            to_free, limit = self._excess(near=NEAR_SHARE)
+        if to_free:
+            return self._drop(to_free, limit)
+        self._fits()
+        return 0
+
+    def _fits(self) -> None:
+        """Keep the ballast, now and then."""
+        now = self._spool.clock.monotonic()
+        if now - self._fitted_at > LOOK_AGAIN_SECONDS:
+            self._report.fits()
             self._spool.keep_ballast()
-            return 0
-        dropped = self._drop(to_free, limit)
-        self.dropped += dropped
-        if dropped:
-            log.error("segments_dropped", count=dropped, limit=limit, advice="make room, or mend the uplink")
-        return dropped
+            self._fitted_at = now
+
+    def _drop(self, to_free: int, limit: str) -> int:
+        before = _free(self._spool)
+        count, freed = self._eviction.free(to_free, reason=f"no room: {limit}", seconds=ROUND_SECONDS)
+        self._late.expect(before, freed)
+        self.dropped += count
+        self._fitted_at = float("-inf")
+        if count:
+            self._report.dropped(count, limit)
+        if freed < to_free:  # there may be more than we know of
+            self._looked_at = float("-inf")
+        if limit == MAX_BYTES and self._holdings.closed == 0 and self._excess()[0]:
+            self._report.does_not_fit(self._open, self._settings.max_bytes)
+        return count
+
+    # --- how things are ---
 
     def _is_stale(self) -> bool:
         return self._spool.clock.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS
 
-    def _estimate(self) -> int:
-        """Return what is used at most: what was there at the last look, and all that was added since."""
+    def _measure(self) -> None:
+        """Look at the segments being written, which costs little however many are owed."""
+        self._open, grown, gone = self._holdings.measure()
+        now = self._spool.clock.monotonic()
         with self._guard:
-            return self._used_then + self._added
-
-    def _room(self, *, used: int) -> Room:
-        disk = os.statvfs(self._spool.root)
-        with self._guard:
-            reserve = self._cameras * max(self._largest, self._index.largest)
-        return Room(used, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, reserve)
-
-    def _excess(self, room: Room) -> tuple[int, str]:
-        min_free = self._settings.min_free
-        floor = default_min_free(room.total) if min_free is None else int(min_free)
-        return excess(room, max_bytes=self._settings.max_bytes, min_free=floor)
+            self._added += gone
+        if self._allowance is not None:
+            self._allowance = next_allowance(
+                self._allowance, grown=grown, seconds=max(0.0, now - self._measured_at)
+            )
+        self._measured_at = now
 
     def _look(self) -> None:
-        """Read the directories anew; sizes only of what was not known."""
+        """Read anew what is closed. What is closed meanwhile may count twice, and never not at all."""
         with self._guard:
             self._added = 0
-        known = self._index.sizes
-        self._index = _Index({key: known.get(key, size) for key, size in self._sizes(known)})
-        self._used_then = self._index.used
+        self._holdings.look()
         self._looked_at = self._spool.clock.monotonic()
+        if self._allowance is None:
+            self._allowance = first_allowance(self._cameras, self._holdings.largest, self._limit())
+        self._measure()
 
-    def _sizes(self, known: dict[str, int]) -> Iterator[tuple[str, int]]:
-        for session in self._spool.sessions():
-            for folder in ("", f"{REJECTED}/"):
-                for segment in self._spool.segment_names(session, folder):
-                    key = f"{session}/{folder}{segment}"
-                    if key in known:
-                        yield key, known[key]
-                        continue
-                    try:
-                        yield key, (self._spool.root / key).lstat().st_size
-                    except FileNotFoundError:
-                        continue
+    def _room(self) -> Room:
+        disk = os.statvfs(self._spool.root)
+        with self._guard:
+            used = self._holdings.closed + self._added + self._open
+        free = self._late.corrected(disk.f_bavail * disk.f_frsize)
+        reserve = max(least_allowance(self._cameras, self._limit()), int(self._allowance or 0))
+        return Room(used, free, disk.f_blocks * disk.f_frsize, reserve)
 
-    def _drop(self, to_free: int, limit: str) -> int:
-        rejected = self._by_camera(rejected=True)
-        chosen = choose(rejected, to_free)
-        to_free -= sum(held.size for _, held in chosen)
-        chosen += choose(self._by_camera(rejected=False), to_free)
-        return sum(self._drop_one(camera, held, limit) for camera, held in chosen)
+    def _limit(self) -> int:
+        if self._settings.max_bytes is not None:
+            return int(self._settings.max_bytes)
+        disk = os.statvfs(self._spool.root)
+        return disk.f_blocks * disk.f_frsize
 
-    def _by_camera(self, *, rejected: bool) -> dict[str, list[Held]]:
-        found: dict[str, list[Held]] = {}
-        for key, size in sorted(self._index.sizes.items()):
-            session = SessionName.parse(key.partition("/")[0])
-            if session is not None and (f"/{REJECTED}/" in key) == rejected:
-                found.setdefault(session.camera, []).append(Held(key, size))
-        return found
+    def _floor(self, room: Room) -> int:
+        min_free = self._settings.min_free
+        return default_min_free(room.total) if min_free is None else int(min_free)
 
-    def _drop_one(self, camera: str, held: Held, limit: str) -> bool:
-        """Drop one segment, unless somebody is sending it just now."""
-        session_text, _, rest = held.key.partition("/")
-        session, segment = SessionName.parse(session_text), SegmentName.parse(rest.rpartition("/")[2])
-        if session is None or segment is None:
-            return False
-        reason = f"no room: {limit}"
-        if rest.startswith(REJECTED):
-            return self._drop_rejected(camera, session, segment, reason)
-        try:
-            found = claim(self._spool, session, segment)
-            if found is None:
-                return False
-            with found:
-                found.dropped(reason=reason)
-        except (HostileNameError, OSError) as error:  # this one cannot be taken: the next ones can
-            log.warning("segment_not_dropped", segment=str(segment), reason=str(error))
-            return False
-        return True
+    def _excess(self, *, near: float = 0.0) -> tuple[int, str]:
+        room = self._room()
+        return excess(room, max_bytes=self._settings.max_bytes, min_free=self._floor(room), near=near)
 
-    def _drop_rejected(self, camera: str, session: SessionName, segment: SegmentName, reason: str) -> bool:
-        path = self._spool.session_path(session) / REJECTED / str(segment)
-        fields: dict[str, object] = {"session": str(session), "segment": str(segment)}
-        fields["reason"] = f"rejected; {reason}"
-        with exclusive(self._spool.state / REJECTED_LOCK) as mine:
-            if not mine or not path.exists():
-                return False
-            try:
-                self._spool.journal_for_sure(camera, Event.DROPPED, fields)
-                path.unlink()
-                path.with_name(f"{segment}.json").unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("segment_not_dropped", segment=str(segment), reason=error.strerror)
-                return False
-        return True
+
+class _LateRoom:
+    """What was freed and the file system does not show yet: else the whole spool would go for it.
+
+    Some show it only with their next commit; where somebody else holds a file open, later.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._expected = 0
+        self._until = 0.0
+
+    def corrected(self, free: int) -> int:
+        """Return the free bytes as they will be."""
+        if self._spool.clock.monotonic() >= self._until or free >= self._expected:
+            self._until = 0.0
+            return free
+        return self._expected
+
+    def expect(self, before: int, freed: int) -> None:
+        """Note what was just freed, and how much was free before."""
+        if freed and _free(self._spool) < before + freed // 2:
+            self._expected = before + freed
+            self._until = self._spool.clock.monotonic() + LATE_SECONDS
+
+
+def _free(spool: Spool) -> int:
+    disk = os.statvfs(spool.root)
+    return disk.f_bavail * disk.f_frsize
+
+
+class _Report:
+    """Says what happened when it changes, and what goes on now and then: not at every look."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._failing = ""
+        self._too_small = False
+        self._unsaid = 0
+        self._limit = ""
+        self._said_at = float("-inf")
+
+    def works(self) -> None:
+        if self._failing:
+            log.info("budget_enforced_again")
+        self._failing = ""
+        if self._unsaid and self._spool.clock.monotonic() - self._said_at >= SAY_AGAIN_SECONDS:
+            self.flush()
+
+    def fails(self, reason: str) -> None:
+        if reason != self._failing:
+            log.warning("budget_not_enforced", reason=reason, then="tried again")
+        self._failing = reason
+
+    def dropped(self, count: int, limit: str) -> None:
+        self._unsaid, self._limit = self._unsaid + count, limit
+        if self._spool.clock.monotonic() - self._said_at >= SAY_AGAIN_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._unsaid:
+            log.error(
+                "segments_dropped",
+                count=self._unsaid,
+                limit=self._limit,
+                advice="make room, or mend the uplink",
+            )
+            self._unsaid, self._said_at = 0, self._spool.clock.monotonic()
+
+    def fits(self) -> None:
+        self._too_small = False
+
+    def does_not_fit(self, open_bytes: int, max_bytes: int | None) -> None:
+        if not self._too_small:
+            log.error(
+                "budget_too_small",
+                being_written=open_bytes,
+                max_bytes=max_bytes,
+                advice="even what is being written does not fit: raise spool.max_bytes, or cut shorter",
+            )
+        self._too_small = True

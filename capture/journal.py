@@ -8,7 +8,7 @@ reports it instead of guessing.
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -51,8 +51,14 @@ class Journal:
 
     def append(self, camera: str, event: Event, *, durable: bool = False, **fields: object) -> None:
         """Write one line; with `durable`, return only when it is on the disk. Raises OSError."""
+        self.append_all(camera, event, [fields], durable=durable)
+
+    def append_all(
+        self, camera: str, event: Event, rows: Sequence[Mapping[str, object]], *, durable: bool = False
+    ) -> None:
+        """Write a line for each row, all or none; with `durable`, one sync for all. Raises OSError."""
         now = self._clock.now()
-        line = json.dumps({"t": rfc3339(now), "event": event, **fields}, ensure_ascii=True)
+        lines = [json.dumps({"t": rfc3339(now), "event": event, **row}, ensure_ascii=True) for row in rows]
         directory = self.directory / camera
         path = directory / f"{now:%Y-%m-%d}.jsonl"
         try:
@@ -63,7 +69,7 @@ class Journal:
             descriptor = _open_append(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _write_whole(descriptor, line.encode() + b"\n")
+            _write_whole(descriptor, "".join(f"{line}\n" for line in lines).encode())
             if durable:
                 os.fdatasync(descriptor)
         finally:
@@ -106,12 +112,12 @@ def _open_append(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
 
 
-def _write_whole(descriptor: int, line: bytes) -> None:
+def _write_whole(descriptor: int, lines: bytes) -> None:
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        line = b"\n" + line
-    written = os.write(descriptor, line)
-    if written != len(line):  # the disk filled up in mid-line: take the piece back
+        lines = b"\n" + lines
+    written = os.write(descriptor, lines)
+    if written != len(lines):  # the disk filled up in mid-line: take the piece back
         os.ftruncate(descriptor, size)
         raise OSError(28, os.strerror(28))
 

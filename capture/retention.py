@@ -1,21 +1,28 @@
 """What may go when there is no room, or when it is too old: pure decisions."""
 
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+MAX_BYTES = "spool.max_bytes"
+MIN_FREE = "spool.min_free"
 
 LARGEST_MIN_FREE = 100_000_000
 LARGEST_MIN_FREE_SHARE = 0.05
-# Drop a little more than needed: each look at a large spool then pays for many drops.
+# Drop a little more than needed, and a little before it is needed: then each look at a large spool pays for
+# very many new segments, and what it costs per segment does not depend on how many there are.
 SLACK_SHARE = 0.01
+NEAR_SHARE = 0.0025
 
+# What the segments being written may grow by before the next look takes effect.
+LEAST_ALLOWANCE = 1024 * 1024  # bytes per camera: a fifth of a second of a camera that jumps to 40 Mbit/s
+LARGEST_ALLOWANCE_SHARE = 0.05  # unless that much was really seen
+LARGEST_FIRST_SHARE = 0.25
+SAFETY = 2.0
+HALF_LIFE_SECONDS = 30.0
 
-@dataclass(frozen=True)
-class Held:
-    """A segment on the disk that could go, and its size in bytes."""
-
-    key: str
-    size: int
+FASTEST_CAMERA = 5_000_000  # bytes per second that a camera may jump to from one moment to the next
+SHORTEST_PAUSE = 0.05
+LONGEST_PAUSE = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,29 +40,48 @@ def default_min_free(total: int) -> int:
     return min(LARGEST_MIN_FREE, int(total * LARGEST_MIN_FREE_SHARE))
 
 
-def excess(room: Room, *, max_bytes: int | None, min_free: int) -> tuple[int, str]:
-    """Return how many bytes have to go and by which limit; (0, "") when none."""
-    over_budget = room.used + room.reserve - max_bytes if max_bytes is not None else 0
+def headroom(room: Room, *, max_bytes: int | None, min_free: int) -> int:
+    """Return how many bytes may still come before a limit is reached; negative when one is passed."""
+    left = room.free - min_free - room.reserve
+    return left if max_bytes is None else min(left, max_bytes - room.used - room.reserve)
+
+
+def excess(room: Room, *, max_bytes: int | None, min_free: int, near: float = 0.0) -> tuple[int, str]:
+    """Return how many bytes have to go and by which limit; (0, "") when none.
+
+    `near` is the share of `max_bytes` that counts as reached already.
+    """
+    over_budget = room.used + room.reserve - int(max_bytes * (1 - near)) if max_bytes is not None else 0
     too_little_free = min_free + room.reserve - room.free
     if over_budget <= 0 and too_little_free <= 0:
         return 0, ""
     if over_budget >= too_little_free:
-        return over_budget + int((max_bytes or 0) * SLACK_SHARE), "spool.max_bytes"
-    return too_little_free + int(min_free * SLACK_SHARE), "spool.min_free"
+        return over_budget + int((max_bytes or 0) * (SLACK_SHARE - near)), MAX_BYTES
+    return too_little_free, MIN_FREE
 
 
-def choose(by_camera: Mapping[str, Sequence[Held]], bytes_to_free: int) -> list[tuple[str, Held]]:
-    """Return what goes: the oldest of the camera that owes most, again and again. Oldest come first."""
-    owing = [(-sum(held.size for held in owed), camera) for camera, owed in by_camera.items() if owed]
-    heapq.heapify(owing)
-    position = dict.fromkeys(by_camera, 0)
-    chosen: list[tuple[str, Held]] = []
-    while bytes_to_free > 0 and owing:
-        owed_negative, camera = heapq.heappop(owing)
-        held = by_camera[camera][position[camera]]
-        position[camera] += 1
-        chosen.append((camera, held))
-        bytes_to_free -= held.size
-        if position[camera] < len(by_camera[camera]):
-            heapq.heappush(owing, (owed_negative + held.size, camera))
-    return chosen
+def least_allowance(cameras: int, limit: int) -> int:
+    """Return what is allowed for at least, where the limit is `limit` bytes."""
+    return min(cameras * LEAST_ALLOWANCE, int(limit * LARGEST_ALLOWANCE_SHARE))
+
+
+def first_allowance(cameras: int, largest: int, limit: int) -> int:
+    """Return what to allow for before any growth was seen: a whole segment, as large as any that is here."""
+    return min(cameras * largest, int(limit * LARGEST_FIRST_SHARE))
+
+
+def next_allowance(allowance: float, *, grown: int, seconds: float) -> float:
+    """Return the allowance after `grown` bytes came within `seconds`: the most of late, with some safety."""
+    faded: float = allowance * 0.5 ** (seconds / HALF_LIFE_SECONDS)
+    return max(grown * SAFETY, faded)
+
+
+def pause(left: int, *, cameras: int) -> float:
+    """Return how long it is safe not to look, with `left` bytes to the nearest limit; in seconds."""
+    seconds = left / (FASTEST_CAMERA * max(1, cameras)) / SAFETY
+    return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, seconds))
+
+
+def owes_most(owed: Mapping[str, int]) -> str | None:
+    """Return the camera that owes most bytes, the first by name of several; None when nobody owes."""
+    return min(owed, key=lambda camera: (-owed[camera], camera), default=None)

@@ -198,7 +198,13 @@ def adopt(spool: Spool, name: SessionName) -> Session | None:
         lock = lock_session(spool.session_path(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return None if lock is None else Session(spool, name, lock, spool.session_info(name))
+    if lock is None:
+        return None
+    try:
+        return Session(spool, name, lock, spool.session_info(name))
+    except BaseException:
+        os.close(lock)
+        raise
 
 
 def _unmake(path: Path) -> None:

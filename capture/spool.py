@@ -4,12 +4,14 @@
 `capture.upkeep` salvages and sweeps.
 """
 
+import contextlib
 import errno
 import heapq
 import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ _HARMLESS = {"lost+found"}
 BALLAST = "ballast"
 BALLAST_BYTES = 256 * 1024
 _LARGEST_JSON = 64 * 1024
+_LEFTOVER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Spool:
                 marker = _create(root) if create else _not_a_spool(root)
             for folder in (STATE, JOURNAL):
                 (root / folder).mkdir(exist_ok=True)
+            if create:
+                _remove_leftovers(root / STATE)
         except OSError as error:
             _refuse(root, error)
         return cls(root, marker, clock)
@@ -120,26 +125,29 @@ class Spool:
         return sorted(segment for name in names if (segment := SegmentName.parse(name)))
 
     def first_segments(
-        self, session: SessionName, count: int, skip: Container[str] = ()
+        self, session: SessionName, count: int, skip: Container[str] = (), folder: str = ""
     ) -> list[SegmentName]:
         """Return the first closed segments by sequence, without those in `skip`; cheap among very many."""
-        names = (name for name in self.segment_names(session) if name not in skip)
+        names = (name for name in self.segment_names(session, folder) if name not in skip)
         first = heapq.nsmallest(count, names, key=_by_sequence)
         return [segment for name in first if (segment := SegmentName.parse(name))]
 
-    def count_segments(self, session: SessionName) -> int:
-        """Count the closed segments of a session."""
-        return len(self.segment_names(session))
+    def count_segments(self, session: SessionName, folder: str = "") -> int:
+        """Count the closed segments of a session, or those in its `rejected/`."""
+        return sum(1 for _ in self.segment_names(session, folder))
 
-    def segment_names(self, session: SessionName, folder: str = "") -> list[str]:
-        """Return the names of closed segments as they stand in the directory, unread and unsorted."""
-        return [name for name in self._names(session, folder) if looks_closed(name)]
+    def segment_names(self, session: SessionName, folder: str = "") -> Iterator[str]:
+        """Yield the names of closed segments as they stand in the directory, unread and unsorted."""
+        return filter(looks_closed, self._names(session, folder))
 
-    def _names(self, session: SessionName, folder: str = "") -> list[str]:
+    def _names(self, session: SessionName, folder: str = "") -> Iterator[str]:
+        """Yield names one by one: a list of those in a very large directory takes many megabytes."""
         try:
-            return os.listdir(self.session_path(session) / folder)
+            with os.scandir(self.session_path(session) / folder) as entries:
+                for entry in entries:
+                    yield entry.name
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return
 
     def open_segments(self, session: SessionName) -> list[int]:
         """Return the sequence numbers of the segments being written."""
@@ -166,11 +174,7 @@ class Spool:
 
     def has_segments(self, session: SessionName) -> bool:
         """Tell whether a session owes anything; stops at the first."""
-        try:
-            with os.scandir(self.session_path(session)) as entries:
-                return any(looks_closed(entry.name) for entry in entries)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        return any(True for _ in self.segment_names(session))
 
     def keep_ballast(self) -> None:
         """Keep a little room aside, for the journal's last words on a full disk."""
@@ -185,9 +189,9 @@ class Spool:
         except OSError:
             ballast.unlink(missing_ok=True)
 
-    def journal_for_sure(self, camera: str, event: Event, fields: dict[str, object]) -> None:
+    def journal_for_sure(self, camera: str, event: Event, *lines: dict[str, object]) -> None:
         """Journal durably what is about to be deleted; on a full disk, in the room kept aside for it."""
-        self._for_sure(lambda: self.journal.append(camera, event, durable=True, **fields))
+        self._for_sure(lambda: self.journal.append_all(camera, event, lines, durable=True))
 
     def write_for_sure(self, path: Path, data: dict[str, Any]) -> None:
         """Write a small state file; on a full disk, in the room kept aside."""
@@ -267,6 +271,14 @@ def _count(value: object) -> int:
 def is_full(error: OSError) -> bool:
     """Tell whether the disk or the quota is used up."""
     return error.errno in _FULL
+
+
+def _remove_leftovers(state: Path) -> None:
+    """Remove what killed writers left; a living one needs its temporary file for a moment only."""
+    for path in state.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def _read_marker(root: Path) -> str | None:

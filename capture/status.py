@@ -19,8 +19,9 @@ from capture.errors import ConfigError
 from capture.gate import FAILURES_TO_OPEN, Gate
 from capture.handoff import BACKLOG, LIVE
 from capture.journal import Entry, Event, parse_entry
+from capture.retention import default_min_free
 from capture.segment import SegmentName, SessionName, rfc3339
-from capture.settings import Settings, read_token
+from capture.settings import Settings, SpoolSettings, read_token
 from capture.source import redact
 from capture.spool import REJECTED, SESSION_LOCK, Spool, read_json
 
@@ -77,8 +78,9 @@ class Status:
     """Everything. Its JSON is this, field by field, and `"format": 1`; fields are added, never renamed.
 
     ``drain_seconds`` is the time until nothing is owed at the rates of the last minutes, None when the debt
-    does not shrink. ``full_in_seconds`` is the time until the disk is full at those rates, None when it does
-    not fill up; ``full_in_seconds_without_uploads`` is the same if from now on nothing were delivered.
+    does not shrink. ``full_in_seconds`` is the time until there is no room at those rates, and the oldest of
+    what is owed goes: until `spool.max_bytes` or `spool.min_free` is reached, whichever comes first. None
+    when it does not fill up; ``full_in_seconds_without_uploads`` is the same if nothing more were delivered.
     """
 
     time: str
@@ -110,6 +112,7 @@ def read_status(spool: Spool, settings: Settings) -> Status:
     delivered = sum(camera.delivered_bytes_per_second for camera in cameras)
     owed_bytes = sum(camera.owed_bytes for camera in cameras)
     disk = shutil.disk_usage(spool.root)
+    left = _room_left(settings.spool, owed_bytes, free=disk.free, total=disk.total)
     return Status(
         time=rfc3339(spool.clock.now()),
         spool=str(spool.root),
@@ -119,12 +122,21 @@ def read_status(spool: Spool, settings: Settings) -> Status:
         owed_bytes=owed_bytes,
         rejected=sum(camera.rejected for camera in cameras),
         drain_seconds=_time_for(owed_bytes, delivered - closed),
-        full_in_seconds=_time_for(disk.free, closed - delivered),
-        full_in_seconds_without_uploads=_time_for(disk.free, closed),
+        full_in_seconds=_time_for(left, closed - delivered),
+        full_in_seconds_without_uploads=_time_for(left, closed),
         broker=_broker(with_broker_of(spool, settings), is_set="url" in settings.broker.model_fields_set),
         ingest=_ingest(spool, settings, cameras),
         cameras=cameras,
     )
+
+
+def _room_left(settings: SpoolSettings, owed_bytes: int, *, free: int, total: int) -> int:
+    """Return how many bytes more may be owed before the oldest go. Rejected ones go first."""
+    floor = default_min_free(total) if settings.min_free is None else int(settings.min_free)
+    left = free - floor
+    if settings.max_bytes is not None:
+        left = min(left, int(settings.max_bytes) - owed_bytes)
+    return max(0, left)
 
 
 def _time_for(amount: float, rate: float) -> float | None:

@@ -24,7 +24,7 @@ from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, close_dead_sessions, not
 from tasks.batch import BATCH_SECONDS
 from tasks.celery import RelayTask, app
 from tasks.memory import Remembered
-from tasks.worker import Worker, this_worker
+from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
 # Enough to be worth the message on a fast line; on a slow one a batch ends early.
 BATCH = 32
@@ -44,6 +44,8 @@ def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT0
     having a message.
     """
     worker = this_worker()
+    if not worker.is_mounted():
+        return NOT_MOUNTED
     # A lane is free where something is going: that must not wait for beat because two ask at once.
     with exclusive(worker.spool.state / "recover.lock", wait=ROUND_SECONDS if going is True else 0.0) as mine:
         if not mine:
@@ -52,7 +54,6 @@ def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT0
 
 
 def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
-    worker.spool.check_mounted()
     for session, segments in close_dead_sessions(worker.spool):
         log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
     if afresh:

@@ -22,7 +22,7 @@ from tasks.celery import (
     app,
 )
 from tasks.seldom import ADVICE, seldom
-from tasks.worker import Worker, this_worker
+from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
 MOST_IN_A_BATCH = 64
 LOUD_AFTER = 3
@@ -49,6 +49,8 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
     except HostileNameError as error:
         return _hostile(str(error))
     worker = this_worker()
+    if not worker.is_mounted():
+        return NOT_MOUNTED
     with Batch(worker, debts) as batch:
         if not batch.has_lane:
             return "not now: as many others as may are sending from the backlog"

@@ -11,6 +11,7 @@ import time
 import structlog
 from celery import Celery
 
+from capture.errors import RelayError
 from capture.gate import Change, Gate
 from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
@@ -23,6 +24,7 @@ from tasks.celery import app, settings
 from tasks.memory import Memory
 
 LEFT_SECONDS = 2.0
+NOT_MOUNTED = "the spool is not mounted"
 
 log = structlog.get_logger()
 
@@ -39,6 +41,7 @@ class Worker:
         self.lanes = Lanes(self.spool.state)
         self.shortlist = Shortlist(self.spool)
         self._left_at = float("-inf")
+        self._is_mounted = True
         self._tls: ssl.SSLContext | None = None
         self._ingest: Ingest | None = None
 
@@ -50,6 +53,20 @@ class Worker:
             self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
             self._ingest = Ingest(self.settings.ingest, tls=self._tls)
         return self._ingest
+
+    def is_mounted(self) -> bool:
+        """Tell whether the spool is there; says so when that changes."""
+        try:
+            self.spool.check_mounted()
+        except RelayError as error:
+            if self._is_mounted:
+                log.error("spool_not_mounted", reason=str(error), then="nothing is written until it is back")
+            self._is_mounted = False
+            return False
+        if not self._is_mounted:
+            log.info("spool_mounted_again")
+        self._is_mounted = True
+        return True
 
     def drop_client(self) -> None:
         """Forget the client after a time limit fired in it. Not closed: closing could block for ever."""

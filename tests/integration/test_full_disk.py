@@ -1,7 +1,6 @@
-"""A disk that is really full: a small tmpfs, where this user may mount one."""
+"""A disk that is really full: a small tmpfs."""
 
 import os
-import subprocess
 
 import pytest
 
@@ -12,65 +11,50 @@ from capture.journal import Event
 from capture.settings import SpoolSettings
 from capture.spool import Spool
 from tests.conftest import PACKET, add_segment, start_session
+from tests.small_disk import fill_up, small_disk
 
 SEGMENT = PACKET * 1000
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    yield tmp_path / "spool"
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+def small(tmp_path):
+    with small_disk(tmp_path, 4) as disk:
+        yield disk / "spool"
 
 
-def fill_up(directory):
-    descriptor = os.open(directory / "filler", os.O_WRONLY | os.O_CREAT)
-    try:
-        while os.write(descriptor, b"x" * 4096):
-            pass
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def test_a_spool_on_a_full_disk_is_one_message(small_disk):
-    fill_up(small_disk.parent)
+def test_a_spool_on_a_full_disk_is_one_message(small):
+    fill_up(small.parent)
     with pytest.raises(SpoolFullError, match="full"):
-        Spool.open(small_disk, create=True)
-    assert not os.path.lexists(small_disk / ".relay-spool")
+        Spool.open(small, create=True)
+    assert not os.path.lexists(small / ".relay-spool")
 
 
-def test_a_delivery_goes_through_on_a_full_disk_and_is_journalled(small_disk):
-    spool = Spool.open(small_disk, create=True)
+def test_a_delivery_goes_through_on_a_full_disk_and_is_journalled(small):
+    spool = Spool.open(small, create=True)
     session = start_session(spool)
     owed = add_segment(session, 1, SEGMENT)
     # the journal's block is full to its end, so that one more line needs a new one
     path = next(spool.journal.directory.glob("door/*.jsonl"))
     with path.open("ab") as file:
         file.write(b" " * (4096 - path.stat().st_size - 1) + b"\n")
-    fill_up(small_disk.parent)
+    fill_up(small.parent)
     with claim(spool, session.name, owed.segment) as claimed:
         claimed.delivered(sha256="ab", status=204, attempts=1)
     assert spool.segments(session.name) == []
     assert not audit_problems(spool)
 
 
-def test_the_budget_frees_a_full_disk_and_the_journal_says_what_it_cost(small_disk):
-    spool = Spool.open(small_disk, create=True)
+def test_the_budget_frees_a_full_disk_and_the_journal_says_what_it_cost(small):
+    spool = Spool.open(small, create=True)
     spool.keep_ballast()
     session = start_session(spool)
     for number in range(1, 13):
         add_segment(session, number, SEGMENT)
-    fill_up(small_disk.parent)
-    assert os.statvfs(small_disk).f_bavail == 0
+    fill_up(small.parent)
+    assert os.statvfs(small).f_bavail == 0
     dropped = Budget(spool, SpoolSettings(min_free=400_000), cameras=1).enforce()
     assert 3 <= dropped <= 6
-    assert os.statvfs(small_disk).f_bavail * 4096 >= 400_000
+    assert os.statvfs(small).f_bavail * 4096 >= 400_000
     assert len(spool.segments(session.name)) == 12 - dropped
     assert add_segment(session, 13, SEGMENT)
     assert not audit_problems(spool)

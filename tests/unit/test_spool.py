@@ -74,6 +74,18 @@ def test_a_damaged_marker_is_one_message(spool):
         Spool.open(spool.root)
 
 
+def test_a_start_removes_the_temporary_files_of_writers_that_were_killed_long_ago(spool):
+    old, young = spool.state / ".recover.json.0a0a0a0a.tmp", spool.state / ".breaker.json.0b0b0b0b.tmp"
+    old.write_text("{")
+    young.write_text("{")
+    os.utime(old, (1, 1))
+    Spool.open(spool.root)
+    assert old.exists()
+    Spool.open(spool.root, create=True)
+    assert not old.exists()
+    assert young.exists()
+
+
 # --- sessions ---
 
 

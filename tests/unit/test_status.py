@@ -69,6 +69,20 @@ def test_debts_ages_and_rates_come_from_files_and_journal(spool, clock):
     assert found.full_in_seconds == pytest.approx(found.free_bytes / (4 * size / 100), rel=0.02)
 
 
+def test_there_is_no_room_left_when_a_limit_is_reached_not_when_the_disk_is_full(spool, clock):
+    with start_session(spool) as session:
+        size = sum(add_segment(session, number, PACKET * 1000).size for number in range(1, 6))
+        clock.step(100)
+        budget = read_status(spool, settings_of(RELAY_SPOOL__MAX_BYTES="2000000"))
+        free = budget.free_bytes
+        floor = read_status(spool, settings_of(RELAY_SPOOL__MIN_FREE=str(free - 500_000_000)))
+        none = read_status(spool, settings_of(RELAY_SPOOL__MIN_FREE=str(free * 2)))
+
+    assert budget.full_in_seconds == pytest.approx((2_000_000 - size) / (size / 100), rel=0.01)
+    assert floor.full_in_seconds == pytest.approx(500_000_000 / (size / 100), rel=0.2)  # others write, too
+    assert none.full_in_seconds == 0.0
+
+
 def test_what_was_delivered_on_a_full_disk_is_not_owed(spool):
     with start_session(spool) as session:
         segment = add_segment(session, 1).segment
