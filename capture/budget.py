@@ -136,7 +136,7 @@ class Budget:
     def _drop(self, to_free: int, limit: str) -> int:
         before = _free(self._spool)
         count, freed = self._eviction.free(to_free, reason=f"no room: {limit}", seconds=ROUND_SECONDS)
-        self._late.expect(before, freed)
+        self._late.expect(freed, before=before, written=self._measure())
         self.dropped += count
         self._fitted_at = float("-inf")
         if count:
@@ -152,8 +152,8 @@ class Budget:
     def _is_stale(self) -> bool:
         return self._spool.clock.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS
 
-    def _measure(self) -> None:
-        """Look at the segments being written, which costs little however many are owed."""
+    def _measure(self) -> int:
+        """Look at what is being written, cheap however much is owed; return by how much that grew."""
         self._open, grown, gone = self._holdings.measure()
         now = self._spool.clock.monotonic()
         with self._guard:
@@ -163,6 +163,7 @@ class Budget:
                 self._allowance, grown=grown, seconds=max(0.0, now - self._measured_at)
             )
         self._measured_at = now
+        return grown
 
     def _look(self) -> None:
         """Read anew what is closed. What is closed meanwhile may count twice, and never not at all."""
@@ -205,20 +206,25 @@ class _LateRoom:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._expected = 0
+        self._pending = 0
         self._until = 0.0
+        self._lowest = 0
 
     def corrected(self, free: int) -> int:
         """Return the free bytes as they will be."""
-        if self._spool.clock.monotonic() >= self._until or free >= self._expected:
-            self._until = 0.0
-            return free
-        return self._expected
+        self._lowest = min(self._lowest, free)
+        is_shown = free - self._lowest >= self._pending // 2
+        if is_shown or self._spool.clock.monotonic() >= self._until:
+            self._pending = 0
+        return free + self._pending
 
-    def expect(self, before: int, freed: int) -> None:
-        """Note what was just freed, and how much was free before."""
-        if freed and _free(self._spool) < before + freed // 2:
-            self._expected = before + freed
+    def expect(self, freed: int, *, before: int, written: int) -> None:
+        """Note what was just freed, how much was free before, and what was written meanwhile."""
+        now = _free(self._spool)
+        missing = freed - (now - before + written)
+        if missing > freed // 2:
+            self._pending += missing
+            self._lowest = now
             self._until = self._spool.clock.monotonic() + LATE_SECONDS
 
 

@@ -361,6 +361,37 @@ def test_room_that_a_file_system_shows_late_does_not_cost_more_segments(spool, m
     assert len(spool.segments(session.name)) == 8 - first
 
 
+def test_what_is_written_while_room_is_made_is_not_taken_for_room_that_shows_late(spool, monkeypatch):
+    """A fast camera fills what was freed before anybody looks: it has to go on, or the disk is full."""
+    session, _ = fill(spool, "door", 20)
+    total = 24 * SIZE
+    written = session.open_directory / "00000021.ts"
+    written.write_bytes(PACKET * 1000)
+    real = Spool.journal_for_sure
+
+    class Disk:
+        f_frsize, f_blocks = 1, total
+
+        @property
+        def f_bavail(self):
+            return total - sum(path.stat().st_size for path in session.path.rglob("*.ts"))
+
+    def slow(self, camera, event, *lines):
+        with written.open("ab") as file:
+            file.write(PACKET * 600 * len(lines))
+        real(self, camera, event, *lines)
+
+    monkeypatch.setattr(os, "statvfs", lambda _path: Disk())
+    monkeypatch.setattr(Spool, "journal_for_sure", slow)
+    budget = Budget(spool, SpoolSettings(min_free=2 * SIZE), cameras=1)
+    assert budget.enforce() == 1
+    for _ in range(10):
+        with written.open("ab") as file:
+            file.write(PACKET * 300)
+        budget.enforce()
+        assert Disk().f_bavail > SIZE
+
+
 def test_sizes_take_a_few_bytes_each_and_odd_numbers_do_no_harm():
     sizes = Sizes()
     for number in range(100_000):
