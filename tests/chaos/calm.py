@@ -1,4 +1,4 @@
-"""After the storm: how soon new video passes again, what that time is made of, and when the debts are paid."""
+"""After the storm: how soon new video passes, what that time is made of, and when the debts are paid."""
 
 import time
 from dataclasses import dataclass, field
@@ -50,18 +50,21 @@ def wait_for_calm(layout: Layout, sink: Sink, kept: Path) -> Calm:
     late = [fresh for fresh in calm.fresh if fresh.total > CURRENT_SECONDS]
     calm.problems += [f"fresh video took more than {CURRENT_SECONDS:.0f} s: {fresh}" for fresh in late]
     missing = set(layout.cameras) - {fresh.camera for fresh in calm.fresh}
-    calm.problems += [f"no fresh video of {camera} within {SETTLE_SECONDS:.0f} s" for camera in sorted(missing)]
+    calm.problems += [f"no fresh video of {camera} in {SETTLE_SECONDS:.0f} s" for camera in sorted(missing)]
     ended = len(sink.ended)
-    while (owed := _owed(layout.spool)) > 2 * len(layout.cameras):
+    old = _owed(layout.spool)
+    while left := old & _owed(layout.spool):
         if time.monotonic() - began > SETTLE_SECONDS:
-            calm.problems.append(f"{owed} segments still owed after {SETTLE_SECONDS:.0f} s of calm")
+            calm.problems.append(
+                f"{len(left)} old segments still owed after {SETTLE_SECONDS:.0f} s of calm: {min(left)} …"
+            )
             break
         layout.ensure()
         time.sleep(POLL_SECONDS)
     else:
         calm.paid_after = time.monotonic() - began
     calm.problems += [
-        f"the cloud was told that the stream of {camera} is over while it runs" for camera in sink.ended[ended:]
+        f"the cloud was told that {camera} is over, and it runs" for camera in sink.ended[ended:]
     ]
     return calm
 
@@ -97,5 +100,5 @@ def _times(kept: Path) -> dict[Key, tuple[float, float]]:
     return times
 
 
-def _owed(spool: Path) -> int:
-    return sum(1 for _ in spool.glob("relay-segments-*/*_*.ts"))
+def _owed(spool: Path) -> set[Path]:
+    return set(spool.glob("relay-segments-*/*_*.ts"))

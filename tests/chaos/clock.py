@@ -84,7 +84,7 @@ class SteppedClock:
             for name, seen in (("Python", _python(env)), ("ffmpeg", _ffmpeg(ffmpeg, env))):
                 off = seen - time.time()
                 if abs(off - HOUR) > SLACK:
-                    raise NoClockError(f"{self._library} moves {name}'s clock by {off:.0f} s, not by {HOUR:.0f}")
+                    raise NoClockError(f"{self._library} moves {name} by {off:.0f} s, not by {HOUR:.0f}")
         finally:
             self.step(0.0)
 

@@ -1,7 +1,7 @@
 """Two ways to run the relay: all of it as one `up`, or its parts as an operator would start them.
 
-Each part is started again whenever it has ended, as a service manager would. Who belongs to a run is known by a
-variable in the environment, whoever the parent is by now.
+Each part is started again whenever it has ended, as a service manager would. Who belongs to a run is known by
+a variable in the environment, whoever the parent is by now.
 """
 
 import contextlib
@@ -34,9 +34,7 @@ class Layout:
 
     name: ClassVar[str]
 
-    def __init__(
-        self, folder: Path, url: str, cameras: int, extra: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, url: str, cameras: int, extra: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.spool = folder / "spool"
         self.temporary = folder / "tmp"
@@ -117,7 +115,8 @@ class Layout:
         told = []
         for process in found:
             with contextlib.suppress(psutil.Error):
-                told.append(f"left running: {process.pid} (parent {process.ppid()}) {' '.join(process.cmdline())}")
+                who = f"{process.pid} (parent {process.ppid()}) {' '.join(process.cmdline())}"
+                told.append(f"left running: {who}")
         return told
 
     def _open(self, argv: list[str | Path], environment: Mapping[str, str]) -> psutil.Popen:

@@ -1,14 +1,15 @@
 """The judge of a chaos run. It shares no code with what it judges.
 
-It holds what the witness saw being written against what the ingest stored, what the spool still owes and what
-the journal says: every segment that holds whole packets must be at the ingest byte for byte, or still owed, or
-explained; the ingest must hold nothing else; and what left the spool must have a line in the journal.
+It holds what the witness saw being written against what the ingest stored, what the spool still owes and
+what the journal says: every segment that holds whole packets must be at the ingest byte for byte, or still
+owed, or explained; the ingest must hold nothing else; what left the spool must have a line in the journal.
 """
 
 import hashlib
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.chaos.witness import CLOSED, PACKET, Key, Seen
 SYNC = 0x47
 STATE_FILES = {"breaker.json", "broker.json", "recover.json", "ballast"}
 STATE_PATTERNS = ("refused-*.json", "rejects-*.json", "*.lock")
+SWEPT_SECONDS = 180.0  # what a killed writer left half written may stay so long
 SAMPLE = 12  # segments that are decoded
 
 
@@ -130,7 +132,8 @@ def _in_spool(spool: Path, folder: str = "") -> Iterator[tuple[Key, str]]:
 
 def _leaks(spool: Path) -> Iterator[str]:
     for path in sorted(spool.rglob("*.tmp")):
-        yield f"leaked: {path.relative_to(spool)}, a temporary file"
+        if time.time() - path.lstat().st_mtime > SWEPT_SECONDS:
+            yield f"leaked: {path.relative_to(spool)}, a temporary file"
     for path in sorted(spool.glob("relay-segments-*/open/*")):
         yield f"leaked: {path.relative_to(spool)}, open and nobody writes it"
     yield from _pile(spool)
@@ -155,9 +158,8 @@ def held_locks(folder: Path) -> list[str]:
     locked = {line.split()[5].rpartition(":")[2] for line in _lines("/proc/locks") if "->" not in line}
     found = []
     for directory, names, files in os.walk(folder):
-        for path in (Path(directory, name) for name in (*names, *files)):
-            if str(path.lstat().st_ino) in locked:
-                found.append(str(path))
+        paths = [Path(directory, name) for name in (*names, *files)]
+        found += [str(path) for path in paths if str(path.lstat().st_ino) in locked]
     return found
 
 

@@ -71,5 +71,5 @@ def _strike(dice: random.Random, at: float, kind: str) -> Strike:
     if kind == CLOCK:
         return Strike(at, kind, pick, round(dice.uniform(*STEPPED), 1), dice.choice(STEPS))
     spans = {"freeze": FREEZE, "ingest": TROUBLE}
-    span = spans.get(kind.split()[0])
+    span = spans.get(kind.partition(" ")[0])
     return Strike(at, kind, pick, round(dice.uniform(*span), 1) if span else 0.0)

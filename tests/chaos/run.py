@@ -51,7 +51,8 @@ def main() -> None:
     options = _options()
     layout = options.layout or plan.layout_of(options.seed)
     if options.plan:
-        print("\n".join(map(str, plan.draw(options.seed, options.minutes * 60, clock=options.clock != "off"))))
+        strikes = plan.draw(options.seed, options.minutes * 60, clock=options.clock != "off")
+        print("\n".join(map(str, strikes)))
         return
     if options.keep:
         options.keep.mkdir()
@@ -69,9 +70,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=2.0, help="how long the storm lasts (2)")
     parser.add_argument("--seed", type=int, default=1, help="the list of faults follows from it alone (1)")
     parser.add_argument("--cameras", type=int, default=4, help="test patterns of 320x180 (4)")
-    parser.add_argument("--layout", choices=plan.LAYOUTS, help="all of it as one, or its parts (by the seed)")
+    parser.add_argument("--layout", choices=plan.LAYOUTS, help="all as one, or its parts (by the seed)")
     parser.add_argument(
-        "--clock", choices=("auto", "required", "off"), default="auto", help="step the wall clock (if it can be)"
+        "--clock", choices=("auto", "required", "off"), default="auto", help="step the wall clock (auto)"
     )
     parser.add_argument("--plan", action="store_true", help="print the list of faults and end")
     parser.add_argument("--keep", type=Path, help="keep spool, ingest and log in this new directory")
@@ -83,7 +84,8 @@ def run(folder: Path, layout_name: str, options: argparse.Namespace) -> int:
     began = time.monotonic()
     clock = _clock(folder, options.clock)
     strikes = plan.draw(options.seed, options.minutes * 60, clock=clock is not None)
-    print(f"seed {options.seed}, layout {layout_name}, {options.minutes:g} min, {len(strikes)} strikes", flush=True)
+    what = f"seed {options.seed}, layout {layout_name}, {options.minutes:g} min, {options.cameras} cameras"
+    print(f"{what}, {len(strikes)} strikes", flush=True)
     with Sink(folder / "ingest", token=TOKEN) as sink, _witness(folder) as kept:
         layout = LAYOUTS[layout_name](folder, sink.url, options.cameras, clock.environment if clock else {})
         storm = Storm(layout, sink, clock)
@@ -126,7 +128,8 @@ def _begin(layout: Layout, sink: Sink) -> None:
     deadline = time.monotonic() + BEGIN_SECONDS
     while not sink.receipts():
         if time.monotonic() > deadline:
-            raise SystemExit(f"nothing arrived within {BEGIN_SECONDS:.0f} s\n" + layout.log.read_text()[-LOG_TAIL:])
+            said = layout.log.read_text(errors="replace")[-LOG_TAIL:]
+            raise SystemExit(f"nothing arrived within {BEGIN_SECONDS:.0f} s\n{said}")
         layout.ensure()
         time.sleep(0.05)
 
@@ -206,8 +209,10 @@ def report(outcome: Outcome) -> None:
     print("struck: " + ", ".join(f"{count} {name}" for name, count in sorted(storm.done.items())))
     if storm.missed:
         print("nobody there: " + ", ".join(f"{count} {name}" for name, count in sorted(storm.missed.items())))
-    print(f"starts by this run: {outcome.starts}; clock steps {len(storm.steps)},"
-          f" journal lines written on a stepped clock {outcome.stepped_lines}")
+    print(
+        f"starts by this run: {outcome.starts}; clock steps {len(storm.steps)},"
+        f" journal lines written on a stepped clock {outcome.stepped_lines}"
+    )
     for fresh in calm.fresh:
         print(f"fresh video: {fresh}")
     if calm.paid_after is not None:

@@ -1,9 +1,9 @@
 """Sees everything that is ever written to a spool, in a process of its own, and keeps it.
 
-``python -m tests.chaos.witness SPOOL KEPT`` gives every file that appears in an ``open/`` a second name in KEPT (a
-hard link), so that its content outlives whatever the relay does with the first, and reads along as it grows, so
-that bytes changed or cut off later are found out. What it saw is in ``KEPT.jsonl``; SIGTERM ends it. It shares
-no code with what it watches.
+``python -m tests.chaos.witness SPOOL KEPT`` gives every file that appears in an ``open/`` a second name in
+KEPT (a hard link), so that its content outlives whatever the relay does with the first, and reads along as it
+grows, so that bytes changed or cut off later are found out. What it saw is in ``KEPT.jsonl``; SIGTERM ends
+it. It shares no code with what it watches.
 """
 
 import hashlib
@@ -89,9 +89,9 @@ class Witness:
 
     def _may_have_changed(self, path: str) -> bool:
         newest = 0
-        for directory in (path, f"{path}/open"):
+        for directory in (Path(path), Path(path, "open")):
             with suppress(FileNotFoundError):
-                newest = max(newest, os.stat(directory).st_mtime_ns)
+                newest = max(newest, directory.stat().st_mtime_ns)
         if self._listed.get(path) == newest and time.time_ns() - newest > QUIET_NS:
             return False
         self._listed[path] = newest
