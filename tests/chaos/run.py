@@ -86,7 +86,7 @@ def run(folder: Path, layout_name: str, options: argparse.Namespace) -> int:
     strikes = plan.draw(options.seed, options.minutes * 60, clock=clock is not None)
     what = f"seed {options.seed}, layout {layout_name}, {options.minutes:g} min, {options.cameras} cameras"
     print(f"{what}, {len(strikes)} strikes", flush=True)
-    with Sink(folder / "ingest", token=TOKEN) as sink, _witness(folder) as kept:
+    with Sink(folder / "ingest", token=TOKEN) as sink, witnessed(folder) as kept:
         layout = LAYOUTS[layout_name](folder, sink.url, options.cameras, clock.environment if clock else {})
         storm = Storm(layout, sink, clock)
         problems, calm = _weather(layout, sink, storm, strikes, kept)
@@ -152,7 +152,7 @@ def _clock(folder: Path, wanted: str) -> SteppedClock | None:
 
 
 @contextmanager
-def _witness(folder: Path) -> Iterator[Path]:
+def witnessed(folder: Path) -> Iterator[Path]:
     """Watch the spool from a process of its own."""
     kept = folder / "kept"
     argv = [sys.executable, "-m", "tests.chaos.witness", str(folder / "spool"), str(kept)]
