@@ -1,8 +1,11 @@
 """After the storm: how soon new video passes, what that time is made of, and when the debts are paid."""
 
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import redis
 
 from capture.sink import Sink
 from tests.chaos.layouts import Layout
@@ -11,6 +14,9 @@ from tests.chaos.witness import Key, notes
 CURRENT_SECONDS = 10.0
 SETTLE_SECONDS = 90.0
 POLL_SECONDS = 0.05
+TICKS = 2
+TICK_SECONDS = 14.0
+RECOVER = "tasks.recover.recover"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Calm:
 
     fresh: list[Fresh] = field(default_factory=list)
     paid_after: float | None = None
+    ticks: list[float] = field(default_factory=list)  # seconds until each message for recover
     problems: list[str] = field(default_factory=list)
 
 
@@ -52,6 +59,11 @@ def wait_for_calm(layout: Layout, sink: Sink, kept: Path) -> Calm:
     missing = set(layout.cameras) - {fresh.camera for fresh in calm.fresh}
     calm.problems += [f"no fresh video of {camera} in {SETTLE_SECONDS:.0f} s" for camera in sorted(missing)]
     ended = len(sink.ended)
+    calm.ticks = _ticks(layout)
+    if len(calm.ticks) < TICKS:
+        calm.problems.append(
+            f"beat is silent: {len(calm.ticks)} messages for recover in {TICK_SECONDS:.0f} s, due every five"
+        )
     old = _owed(layout.spool)
     while left := old & _owed(layout.spool):
         if time.monotonic() - began > SETTLE_SECONDS:
@@ -88,6 +100,22 @@ def _first_fresh(layout: Layout, sink: Sink, kept: Path, began: float) -> list[F
                     closed = min(closed, now)
                     found[camera] = Fresh(camera, opened - began, closed - opened, now - closed)
     return sorted(found.values(), key=lambda fresh: fresh.camera)
+
+
+def _ticks(layout: Layout) -> list[float]:
+    """Listen at the broker for the messages that set recover to work: without them a debt waits for ever."""
+    began = time.monotonic()
+    found: list[float] = []
+    with ExitStack() as stack, suppress(redis.ConnectionError):
+        path = layout.broker_sockets()[0]
+        client = stack.enter_context(redis.Redis(unix_socket_path=str(path), socket_timeout=POLL_SECONDS))
+        monitor = stack.enter_context(client.monitor())
+        while len(found) < TICKS and (now := time.monotonic() - began) < TICK_SECONDS:
+            layout.ensure()
+            with suppress(redis.TimeoutError):
+                command = monitor.next_command()["command"]
+                found += [now] if command.startswith("LPUSH") and RECOVER in command else []
+    return found
 
 
 def _times(kept: Path) -> dict[Key, tuple[float, float]]:

@@ -28,6 +28,7 @@ from tests.chaos.witness import Seen, seen
 
 BEGIN_SECONDS = 30.0  # for the first segment to arrive, before anything is broken
 LOG_TAIL = 6000
+KNOWN = {"clock", "ingest", "kept", "kept.jsonl", "relay.log", "relay.toml", "spool", "tmp"}
 FAR_STEP = 300.0  # seconds; smaller ones cannot be told from the run itself in the journal
 
 
@@ -117,6 +118,8 @@ def _weather(
         problems += [f"a lock is still held: {path}" for path in oracle.held_locks(layout.spool)]
         problems += [f"a socket is left: {path}" for path in oracle.listening_sockets(layout.folder)]
         problems += [f"left behind: {path}" for path in sorted(layout.temporary.rglob("*"))]
+        strangers = {path.name for path in layout.folder.iterdir()} - KNOWN
+        problems += [f"left behind: {name} where it was started" for name in sorted(strangers)]
     finally:
         storm.end()
         layout.kill()
@@ -217,6 +220,8 @@ def report(outcome: Outcome) -> None:
         print(f"fresh video: {fresh}")
     if calm.paid_after is not None:
         print(f"backlog gone after {calm.paid_after:.1f} s of calm")
+    if calm.ticks:
+        print("recover was asked for after " + " and ".join(f"{at:.1f} s" for at in calm.ticks))
     print(
         f"segments written {verdict.segments} = delivered {verdict.delivered} + owed {verdict.owed}"
         f" + explained {verdict.explained}; sent twice {outcome.duplicates};"
