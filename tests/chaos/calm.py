@@ -1,7 +1,6 @@
 """After the storm: how soon new video passes, what that time is made of, and when the debts are paid."""
 
 import time
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,11 +58,6 @@ def wait_for_calm(layout: Layout, sink: Sink, kept: Path) -> Calm:
     missing = set(layout.cameras) - {fresh.camera for fresh in calm.fresh}
     calm.problems += [f"no fresh video of {camera} in {SETTLE_SECONDS:.0f} s" for camera in sorted(missing)]
     ended = len(sink.ended)
-    calm.ticks = _ticks(layout)
-    if len(calm.ticks) < TICKS:
-        calm.problems.append(
-            f"beat is silent: {len(calm.ticks)} messages for recover in {TICK_SECONDS:.0f} s, due every five"
-        )
     old = _owed(layout.spool)
     while left := old & _owed(layout.spool):
         if time.monotonic() - began > SETTLE_SECONDS:
@@ -75,6 +69,12 @@ def wait_for_calm(layout: Layout, sink: Sink, kept: Path) -> Calm:
         time.sleep(POLL_SECONDS)
     else:
         calm.paid_after = time.monotonic() - began
+    # Only now: while a backlog is sent, the workers themselves set recover to work.
+    calm.ticks = _ticks(layout)
+    if len(calm.ticks) < TICKS:
+        calm.problems.append(
+            f"beat is silent: {len(calm.ticks)} messages for recover in {TICK_SECONDS:.0f} s, due every five"
+        )
     calm.problems += [
         f"the cloud was told that {camera} is over, and it runs" for camera in sink.ended[ended:]
     ]
@@ -106,15 +106,14 @@ def _ticks(layout: Layout) -> list[float]:
     """Listen at the broker for the messages that set recover to work: without them a debt waits for ever."""
     began = time.monotonic()
     found: list[float] = []
-    with ExitStack() as stack, suppress(redis.ConnectionError):
-        path = layout.broker_sockets()[0]
-        client = stack.enter_context(redis.Redis(unix_socket_path=str(path), socket_timeout=POLL_SECONDS))
-        monitor = stack.enter_context(client.monitor())
+    path = layout.broker_sockets()[0]
+    # Workers that wait for messages make it talk all the time: its silence is a broker that is gone.
+    client = redis.Redis(unix_socket_path=str(path), socket_timeout=TICK_SECONDS)
+    with client, client.monitor() as monitor:
         while len(found) < TICKS and (now := time.monotonic() - began) < TICK_SECONDS:
             layout.ensure()
-            with suppress(redis.TimeoutError):
-                command = monitor.next_command()["command"]
-                found += [now] if command.startswith("LPUSH") and RECOVER in command else []
+            command = monitor.next_command()["command"]
+            found += [now] if command.startswith("LPUSH") and RECOVER in command else []
     return found
 
 
