@@ -13,7 +13,6 @@ import time
 from calendar import timegm
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -23,29 +22,14 @@ from tests.chaos import oracle, plan
 from tests.chaos.calm import Calm, wait_for_calm
 from tests.chaos.clock import NoClockError, SteppedClock
 from tests.chaos.layouts import BIN, LAYOUTS, TOKEN, Layout
+from tests.chaos.report import Outcome, report
 from tests.chaos.storm import Storm
-from tests.chaos.witness import Seen, seen
+from tests.chaos.witness import seen
 
 BEGIN_SECONDS = 30.0  # for the first segment to arrive, before anything is broken
 LOG_TAIL = 6000
 KNOWN = {"clock", "ingest", "kept", "kept.jsonl", "relay.log", "relay.toml", "spool", "tmp"}
-FAR_STEP = 300.0  # seconds; smaller ones cannot be told from the run itself in the journal
-
-
-@dataclass
-class Outcome:
-    """What a run was like, for the report."""
-
-    layout: str
-    storm: Storm
-    calm: Calm
-    verdict: oracle.Verdict
-    decoded: int
-    duplicates: int
-    stepped_lines: int
-    seconds: float
-    starts: int
-    problems: list[str] = field(default_factory=list)
+LASTING_SECONDS = 5.0  # a step of this length must show in the journal
 
 
 def main() -> None:
@@ -91,8 +75,7 @@ def run(folder: Path, layout_name: str, options: argparse.Namespace) -> int:
         layout = LAYOUTS[layout_name](folder, sink.url, options.cameras, clock.environment if clock else {})
         storm = Storm(layout, sink, clock)
         problems, calm = _weather(layout, sink, storm, strikes, kept)
-    evidence = list(seen(kept))
-    outcome = _judge(folder, layout, storm, calm, evidence)
+    outcome = _judge(layout, storm, calm, elapsed=time.monotonic() - began)
     outcome.problems[:0] = problems
     outcome.duplicates = sum(receipt.duplicates for receipt in sink.receipts())
     outcome.seconds = time.monotonic() - began
@@ -170,15 +153,18 @@ def witnessed(folder: Path) -> Iterator[Path]:
         raise SystemExit(f"the witness ended with {process.returncode}: nothing can be judged")
 
 
-def _judge(folder: Path, layout: Layout, storm: Storm, calm: Calm, evidence: list[Seen]) -> Outcome:
-    ingest = folder / "ingest"
-    verdict = oracle.judge(evidence, layout.spool, ingest)
+def _judge(layout: Layout, storm: Storm, calm: Calm, *, elapsed: float) -> Outcome:
+    ingest = layout.folder / "ingest"
+    verdict = oracle.judge(list(seen(layout.folder / "kept")), layout.spool, ingest)
     played = oracle.sample(layout.spool, ingest)
     problems = [*calm.problems, *verdict.problems]
     problems += oracle.decoding_problems(played, imageio_ffmpeg.get_ffmpeg_exe())
-    stepped = stepped_lines(layout.spool)
-    far = [step for step in storm.steps if abs(step[2]) >= FAR_STEP]
-    if far and not stepped:
+    if not played:
+        problems.append("there was no segment to decode")
+    # What was written during the run cannot lie farther off than it is long, unless the clock was stepped.
+    stepped = stepped_lines(layout.spool, beyond=elapsed)
+    steps = [offset for begun, ended, offset in storm.steps if ended - begun > LASTING_SECONDS]
+    if any(abs(offset) > 2 * elapsed for offset in steps) and not stepped:
         problems.append("the clock was stepped, and no line of the journal shows it")
     problems += storm.problems()
     audit = subprocess.run(
@@ -189,8 +175,8 @@ def _judge(folder: Path, layout: Layout, storm: Storm, calm: Calm, evidence: lis
     return Outcome(layout.name, storm, calm, verdict, len(played), 0, stepped, 0.0, layout.starts, problems)
 
 
-def stepped_lines(spool: Path) -> int:
-    """Count the journal lines whose time lies far from the true time: written while the clock was stepped."""
+def stepped_lines(spool: Path, *, beyond: float) -> int:
+    """Count the journal lines whose time lies more than `beyond` seconds off the true time, either way."""
     count = 0
     for path in spool.glob("journal/*/*.jsonl"):
         for line in path.read_bytes().splitlines():
@@ -199,37 +185,8 @@ def stepped_lines(spool: Path) -> int:
             except (ValueError, KeyError, TypeError):
                 continue
             at = timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
-            # A run is shorter than its farthest steps, so a line of a true clock is never that far off.
-            count += abs(at - time.time()) > RUN_SECONDS
+            count += abs(at - time.time()) > beyond
     return count
-
-
-RUN_SECONDS = 1800.0
-
-
-def report(outcome: Outcome) -> None:
-    storm, verdict, calm = outcome.storm, outcome.verdict, outcome.calm
-    print("struck: " + ", ".join(f"{count} {name}" for name, count in sorted(storm.done.items())))
-    if storm.missed:
-        print("nobody there: " + ", ".join(f"{count} {name}" for name, count in sorted(storm.missed.items())))
-    print(
-        f"starts by this run: {outcome.starts}; clock steps {len(storm.steps)},"
-        f" journal lines written on a stepped clock {outcome.stepped_lines}"
-    )
-    for fresh in calm.fresh:
-        print(f"fresh video: {fresh}")
-    if calm.paid_after is not None:
-        print(f"backlog gone after {calm.paid_after:.1f} s of calm")
-    if calm.ticks:
-        print("recover was asked for after " + " and ".join(f"{at:.1f} s" for at in calm.ticks))
-    print(
-        f"segments written {verdict.segments} = delivered {verdict.delivered} + owed {verdict.owed}"
-        f" + explained {verdict.explained}; sent twice {outcome.duplicates};"
-        f" journal lines {verdict.journal_lines}, torn {verdict.torn_lines}; decoded {outcome.decoded}"
-    )
-    for problem in outcome.problems:
-        print(f"PROBLEM {problem}")
-    print(f"{outcome.seconds:.0f} s in all")
 
 
 if __name__ == "__main__":
