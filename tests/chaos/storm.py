@@ -4,7 +4,7 @@ import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psutil
@@ -16,6 +16,7 @@ from tests.chaos.layouts import Layout
 from tests.chaos.plan import Strike
 
 TICK_SECONDS = 0.05
+LOADED_SECONDS = 1.0  # measured: a program has its libraries 35 ms after it was started
 BACK_SECONDS = 6.0  # a part that was killed again and again is started after five
 
 
@@ -31,6 +32,7 @@ class Storm:
     steps: list[tuple[float, float, float]] = field(default_factory=list)  # true time from, until, offset
     _unmoved: set[str] = field(default_factory=set)
     _undo: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    _looks: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
     def rage(self, strikes: Sequence[Strike], tell: Callable[[Strike, str], None]) -> None:
         """Strike at the moments of the plan, later only where the machine is."""
@@ -53,6 +55,8 @@ class Storm:
 
     def problems(self) -> list[str]:
         """Return what this storm could not do: then it has shown less than it says."""
+        for _, look in self._looks:  # those of the last second: by now it is long over
+            look()
         never = sorted(set(self.missed) - set(self.done))
         return [f"never found anybody to {kind}" for kind in never] + self._still_clocks()
 
@@ -63,10 +67,11 @@ class Storm:
     def _tick(self) -> None:
         self.layout.ensure()
         now = time.monotonic()
-        due = [undo for at, undo in self._undo if at <= now]
+        due = [act for at, act in (*self._undo, *self._looks) if at <= now]
         self._undo = [(at, undo) for at, undo in self._undo if at > now]
-        for undo in due:
-            undo()
+        self._looks = [(at, look) for at, look in self._looks if at > now]
+        for act in due:
+            act()
         time.sleep(TICK_SECONDS)
 
     def _later(self, seconds: float, undo: Callable[[], None]) -> None:
@@ -118,9 +123,21 @@ class Storm:
             return ""
         self._set_clock(strike.step)
         self._later(strike.seconds, lambda: self._step_back(strike.step))
-        for part, processes in self.layout.parts().items():
-            self._unmoved |= {part for process in processes if not self.clock.moves(process.pid)}
+        self._doubt(self.clock, self.layout.parts())
         return f"{strike.step:+.0f} s"
+
+    def _doubt(self, clock: SteppedClock, parts: Mapping[str, Sequence[psutil.Process]]) -> None:
+        """Find who does not live by the clock. One that just starts has not loaded it yet: look again."""
+        doubtful = [
+            (part, each) for part, found in parts.items() for each in found if not clock.moves(each.pid)
+        ]
+
+        def look_again() -> None:
+            self._unmoved |= {
+                part for part, each in doubtful if each.is_running() and not clock.moves(each.pid)
+            }
+
+        self._looks.append((time.monotonic() + LOADED_SECONDS, look_again))
 
     def _step_back(self, offset: float) -> None:
         if self.clock is not None and self.clock.offset == offset:  # unless it was stepped again since
