@@ -16,7 +16,8 @@ from capture.segment import SegmentName
 from capture.sink import Sink
 from capture.spool import Spool
 from tests.acceptance.conftest import COMMAND, TOKEN, Relay, SpoolFiles
-from tests.chaos.oracle import Witness, judge
+from tests.chaos.oracle import judge
+from tests.chaos.witness import POLL_SECONDS, Seen, Witness, seen
 from tests.conftest import PACKET, add_segment, start_session
 from tests.small_disk import fill_up, small_disk
 
@@ -203,22 +204,38 @@ def assert_the_oldest_went(spool: SpoolFiles) -> None:
 
 
 @contextmanager
-def witnessed(spool: Path, kept: Path) -> Iterator[Witness]:
-    witness = Witness(spool, kept)
-    witness.start()
+def witnessed(spool: Path, kept: Path, notes: Path) -> Iterator[Callable[[], list[Seen]]]:
+    """Watch what is written; yields what ends that and tells it."""
+    witness = Witness(spool, kept, notes)
+    stopping = threading.Event()
+
+    def watch() -> None:
+        while not stopping.wait(POLL_SECONDS):
+            witness.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+
+    def told() -> list[Seen]:
+        stopping.set()
+        thread.join()
+        witness.close()
+        return list(seen(kept, notes))
+
     try:
-        yield witness
+        yield told
     finally:
-        witness.stop()
+        stopping.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("min_free", ["0", "2000000"], ids=["no floor", "a floor"])
 def test_a_full_disk_costs_what_the_journal_says_and_all_goes_on_by_itself(
     cameras, tmp_path, min_free, decode
 ):
-    disk_folder = tmp_path / "disk"
-    disk_folder.mkdir()
-    with small_disk(disk_folder, 24) as disk, witnessed(disk / "spool", disk / "kept") as witness:
+    folder, notes = tmp_path / "disk", tmp_path / "notes"
+    folder.mkdir()
+    with small_disk(folder, 24) as disk, witnessed(disk / "spool", disk / "kept", notes) as told:
         spool = SpoolFiles(disk / "spool")
         sink = Sink(tmp_path / "sink", token=TOKEN)
         with sink:
@@ -235,9 +252,8 @@ def test_a_full_disk_costs_what_the_journal_says_and_all_goes_on_by_itself(
             relay.signal()
             assert relay.exit_code() == 0, relay.tail()
             relay.close()
-        witness.look()
         assert_audit_is_clean(spool.path)
-        verdict = judge(list(witness.seen()), spool.path, tmp_path / "sink")
+        verdict = judge(told(), spool.path, tmp_path / "sink")
         assert verdict.problems == []
         assert verdict.delivered + verdict.explained > before
         assert verdict.explained == len(spool.journal("dropped"))

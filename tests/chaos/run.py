@@ -4,267 +4,189 @@ scripts/chaos --minutes 2 --seed 1
 """
 
 import argparse
-import os
-import random
-import signal
+import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from calendar import timegm
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-import redis
+import imageio_ffmpeg
 
-from capture.sink import Fault, Sink
-from tests.chaos.oracle import Witness, judge
+from capture.sink import Sink
+from tests.chaos import oracle, plan
+from tests.chaos.calm import Calm, wait_for_calm
+from tests.chaos.clock import NoClockError, SteppedClock
+from tests.chaos.layouts import BIN, LAYOUTS, TOKEN, Layout
+from tests.chaos.report import Outcome, report
+from tests.chaos.storm import Storm
+from tests.chaos.witness import seen
 
-COMMAND = Path(sys.executable).with_name("relay-capture")
-TOKEN = "chaos-token"
-CURRENT_SECONDS = 10.0
-SETTLE_SECONDS = 120.0
-
-
-class Relay:
-    """The installed `up`, started again whenever it was killed."""
-
-    def __init__(self, folder: Path, url: str, cameras: int) -> None:
-        self.folder = folder
-        self.spool = folder / "spool"
-        config = [f'[cameras.cam{n}]\nsource = "test:320x180@25"\n' for n in range(cameras)]
-        (folder / "relay.toml").write_text("\n".join(config))
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "TMPDIR": str(folder / "tmp"),
-            "RELAY_CLOUD": url,
-            "RELAY_TOKEN": TOKEN,
-            "RELAY_SPOOL": str(self.spool),
-            "RELAY_DEFAULTS__SEGMENT_SECONDS": "1",
-            "RELAY_SPOOL__RECOVER_AFTER": "2",
-            "RELAY_INGEST__ATTEMPT_SECONDS": "3",
-            "RELAY_INGEST__ON_REFUSED": "hold",
-            "RELAY_INGEST__HOLD_PROBE_EVERY": "1",
-        }
-        (folder / "tmp").mkdir()
-        self.process: psutil.Popen | None = None
-        self.everyone: dict[int, psutil.Process] = {}
-
-    def start(self) -> None:
-        log = (self.folder / "relay.log").open("ab")
-        self.process = psutil.Popen(
-            [COMMAND, "up", "--config", self.folder / "relay.toml"], env=self.environment, stderr=log
-        )
-        log.close()
-
-    def ensure(self) -> None:
-        if self.process is None or self.process.poll() is not None:
-            self.start()
-
-    def children(self, word: str) -> list[psutil.Process]:
-        """Return descendants whose command line holds a word."""
-        found = []
-        with suppress(psutil.NoSuchProcess):
-            for child in self.process.children(recursive=True) if self.process else []:
-                self.everyone[child.pid] = child
-                with suppress(psutil.NoSuchProcess):
-                    if word in " ".join(child.cmdline()):
-                        found.append(child)
-        return found
-
-    def left(self) -> list[psutil.Process]:
-        """Return processes that were ever seen and still run."""
-        return [process for process in self.everyone.values() if process.is_running()]
-
-
-class Chaos:
-    """The workload of faults."""
-
-    def __init__(self, relay: Relay, sink: Sink, dice: random.Random) -> None:
-        self.relay, self.sink, self.dice = relay, sink, dice
-        self.done: Counter[str] = Counter()
-        self.faults: dict[str, Callable[[], None]] = {
-            "kill up": self._kill_up,
-            "kill ffmpeg": lambda: self._kill("ffmpeg"),
-            "kill worker parent": lambda: self._kill_worker(parent=True),
-            "kill worker child": lambda: self._kill_worker(parent=False),
-            "kill beat": lambda: self._kill(" beat "),
-            "kill broker": lambda: self._kill("valkey"),
-            "flush broker": self._flush,
-            "freeze something": self._freeze,
-            **{f"ingest {kind}": lambda kind=kind: self._ingest(kind) for kind in INGEST},
-        }
-
-    def strike(self) -> None:
-        name = self.dice.choice(sorted(self.faults))
-        with suppress(psutil.NoSuchProcess):
-            self.faults[name]()
-            self.done[name] += 1
-
-    def _kill_up(self) -> None:
-        if self.relay.process is not None:
-            self.relay.children("")
-            self.relay.process.kill()
-            self.relay.process.wait()
-            time.sleep(self.dice.uniform(0.0, 1.5))
-
-    def _kill(self, word: str) -> None:
-        found = self.relay.children(word)
-        if found:
-            self.dice.choice(found).kill()
-
-    def _kill_worker(self, *, parent: bool) -> None:
-        workers = self.relay.children(" worker ")
-        pids = {worker.pid for worker in workers}
-        found = [worker for worker in workers if (worker.ppid() not in pids) is parent]
-        if found:
-            self.dice.choice(found).kill()
-
-    def _flush(self) -> None:
-        for path in (self.relay.folder / "tmp").glob("relay-capture-*/broker.sock"):
-            with suppress(redis.RedisError), redis.Redis(unix_socket_path=str(path)) as client:
-                client.flushall()
-
-    def _freeze(self) -> None:
-        found = self.relay.children("")
-        if not found:
-            return
-        victim = self.dice.choice(found)
-        victim.send_signal(signal.SIGSTOP)
-        time.sleep(self.dice.uniform(0.5, 4.0))
-        victim.send_signal(signal.SIGCONT)
-
-    def _ingest(self, kind: str) -> None:
-        text = f"{kind}+{self.dice.uniform(0.5, 6.0):.1f}"
-        self.sink.faults.add(Fault.parse(f"{text}:path=any,method=any"))
-
-
-INGEST = ("503", "401", "429", "hang", "reset", "lost", "half", "trickle", "refuse")
+BEGIN_SECONDS = 30.0  # for the first segment to arrive, before anything is broken
+LOG_TAIL = 6000
+KNOWN = {"clock", "ingest", "kept", "kept.jsonl", "relay.log", "relay.toml", "spool", "tmp"}
+LASTING_SECONDS = 5.0  # a step of this length must show in the journal
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cameras", type=int, default=4)
-    parser.add_argument("--keep", type=Path, help="keep spool, ingest and log in this new directory")
-    options = parser.parse_args()
+    options = _options()
+    layout = options.layout or plan.layout_of(options.seed)
+    if options.plan:
+        strikes = plan.draw(options.seed, options.minutes * 60, clock=options.clock != "off")
+        print("\n".join(map(str, strikes)))
+        return
     if options.keep:
         options.keep.mkdir()
-        sys.exit(run(options.keep.absolute(), options))
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        sys.exit(run(Path(folder), options))
-
-
-def run(folder: Path, options: argparse.Namespace) -> int:
-    with Sink(folder / "ingest", token=TOKEN) as sink:
-        relay = Relay(folder, sink.url, options.cameras)
-        chaos = Chaos(relay, sink, random.Random(options.seed))
-        witness = Witness(relay.spool, folder / "kept")
-        witness.start()
-        problems: list[str] = []
-        try:
-            relay.start()
-            storm(relay, chaos, options.minutes * 60)
-            sink.faults.clear()
-            relay.ensure()
-            problems += calm(relay, sink, options.cameras)
-            problems += stop(relay)
-        finally:
-            if relay.process is not None and relay.process.poll() is None:
-                relay.process.kill()
-            witness.stop()
-        verdict = judge(list(witness.seen()), relay.spool, folder / "ingest")
-        problems += verdict.problems
-        audit = subprocess.run(
-            [COMMAND, "audit", "--spool", relay.spool], capture_output=True, text=True, check=False
-        )
-        if audit.returncode:
-            problems.append(f"audit does not agree: {audit.stdout}{audit.stderr}")
-        report(options, chaos, sink, verdict, problems)
-        if problems:
-            print((folder / "relay.log").read_text(errors="replace")[-4000:])
-    return 1 if problems else 0
-
-
-def storm(relay: Relay, chaos: Chaos, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        time.sleep(chaos.dice.uniform(0.5, 3.0))
-        relay.ensure()
-        chaos.strike()
-        print(".", end="", flush=True)
-    print()
-
-
-def calm(relay: Relay, sink: Sink, cameras: int) -> list[str]:
-    """Wait until new video passes again, then until nothing is owed."""
-    began = time.time()
-    while (
-        len({r.camera for r in sink.receipts() if r.received_at > began and begins_after(r.start, began)})
-        < cameras
-    ):
-        if time.time() - began > SETTLE_SECONDS:
-            return ["no fresh segment of every camera passed after the storm"]
-        relay.ensure()
-        time.sleep(0.1)
-    fresh = time.time() - began
-    print(f"fresh video of all cameras after {fresh:.1f} s of calm")
-    late = (
-        [f"fresh video took {fresh:.1f} s, more than {CURRENT_SECONDS:.0f} s"]
-        if fresh > CURRENT_SECONDS
-        else []
-    )
-    while owed(relay.spool) > 2 * cameras:
-        if time.time() - began > SETTLE_SECONDS:
-            return [*late, f"{owed(relay.spool)} segments still owed after {SETTLE_SECONDS:.0f} s of calm"]
-        time.sleep(0.2)
-    print(f"backlog gone after {time.time() - began:.1f} s")
-    return late
-
-
-def begins_after(start: str, moment: float) -> bool:
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
-    return start > stamp
-
-
-def owed(spool: Path) -> int:
-    return sum(1 for _ in spool.glob("relay-segments-*/*_*.ts"))
-
-
-def stop(relay: Relay) -> list[str]:
-    relay.children("")
-    if relay.process is None:
-        return ["never started"]
-    relay.process.terminate()
-    problems = []
+        sys.exit(run(options.keep.absolute(), layout, options))
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        code = relay.process.wait(20)
-        problems += [f"the last stop ended with {code}"] if code else []
-    except psutil.TimeoutExpired:
-        problems.append("the last stop took more than 20 s")
-    deadline = time.monotonic() + 5
-    while relay.left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    problems += [f"left running: {process}" for process in relay.left()]
-    problems += [f"left behind: {path}" for path in (relay.folder / "tmp").iterdir()]
-    return problems
+        code = run(folder, layout, options)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(code)
 
 
-def report(options, chaos, sink, verdict, problems) -> None:
-    print(f"seed {options.seed}, {options.minutes:g} min, {options.cameras} cameras")
-    print("faults: " + ", ".join(f"{count} {name}" for name, count in sorted(chaos.done.items())))
-    duplicates = sum(receipt.duplicates for receipt in sink.receipts())
-    print(
-        f"segments written {verdict.segments} = delivered {verdict.delivered} + owed {verdict.owed}"
-        f" + explained {verdict.explained}; sent twice {duplicates}"
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long the storm lasts (2)")
+    parser.add_argument("--seed", type=int, default=1, help="the list of faults follows from it alone (1)")
+    parser.add_argument("--cameras", type=int, default=4, help="test patterns of 320x180 (4)")
+    parser.add_argument("--layout", choices=plan.LAYOUTS, help="all as one, or its parts (by the seed)")
+    parser.add_argument(
+        "--clock", choices=("auto", "required", "off"), default="auto", help="step the wall clock (auto)"
     )
-    for problem in problems:
-        print(f"PROBLEM {problem}")
-    print("nothing was lost" if not problems else f"{len(problems)} problems")
+    parser.add_argument("--plan", action="store_true", help="print the list of faults and end")
+    parser.add_argument("--keep", type=Path, help="keep spool, ingest and log in this new directory")
+    return parser.parse_args()
+
+
+def run(folder: Path, layout_name: str, options: argparse.Namespace) -> int:
+    """Run it all in a folder; print what happened; return the exit code."""
+    began = time.monotonic()
+    clock = _clock(folder, options.clock)
+    strikes = plan.draw(options.seed, options.minutes * 60, clock=clock is not None)
+    what = f"seed {options.seed}, layout {layout_name}, {options.minutes:g} min, {options.cameras} cameras"
+    print(f"{what}, {len(strikes)} strikes", flush=True)
+    with Sink(folder / "ingest", token=TOKEN) as sink, witnessed(folder) as kept:
+        layout = LAYOUTS[layout_name](folder, sink.url, options.cameras, clock.environment if clock else {})
+        storm = Storm(layout, sink, clock)
+        problems, calm = _weather(layout, sink, storm, strikes, kept)
+    outcome = _judge(layout, storm, calm, elapsed=time.monotonic() - began)
+    outcome.problems[:0] = problems
+    outcome.duplicates = sum(receipt.duplicates for receipt in sink.receipts())
+    outcome.seconds = time.monotonic() - began
+    report(outcome)
+    if outcome.problems:
+        print(f"--- the end of {layout.log} ---\n" + layout.log.read_text(errors="replace")[-LOG_TAIL:])
+    print(f"chaos: {'FAILED' if outcome.problems else 'passed'}, {len(outcome.problems)} problems")
+    return 1 if outcome.problems else 0
+
+
+def _weather(
+    layout: Layout, sink: Sink, storm: Storm, strikes: list[plan.Strike], kept: Path
+) -> tuple[list[str], Calm]:
+    """Start, storm, calm, stop."""
+    problems: list[str] = []
+    calm = Calm()
+    try:
+        _begin(layout, sink)
+        storm.rage(strikes, lambda strike, hit: print(f"{strike}  [{hit or 'nobody there'}]", flush=True))
+        calm = wait_for_calm(layout, sink, kept)
+        problems += layout.stop()
+        problems += layout.left()
+        problems += [f"a lock is still held: {path}" for path in oracle.held_locks(layout.spool)]
+        problems += [f"a socket is left: {path}" for path in oracle.listening_sockets(layout.folder)]
+        problems += [f"left behind: {path}" for path in sorted(layout.temporary.rglob("*"))]
+        strangers = {path.name for path in layout.folder.iterdir()} - KNOWN
+        problems += [f"left behind: {name} where it was started" for name in sorted(strangers)]
+    finally:
+        storm.end()
+        layout.kill()
+    return problems, calm
+
+
+def _begin(layout: Layout, sink: Sink) -> None:
+    """Start it and wait for the first segment: what never worked cannot be broken."""
+    deadline = time.monotonic() + BEGIN_SECONDS
+    while not sink.receipts():
+        if time.monotonic() > deadline:
+            said = layout.log.read_text(errors="replace")[-LOG_TAIL:]
+            raise SystemExit(f"nothing arrived within {BEGIN_SECONDS:.0f} s\n{said}")
+        layout.ensure()
+        time.sleep(0.05)
+
+
+def _clock(folder: Path, wanted: str) -> SteppedClock | None:
+    """Return a clock that was proven to move Python's and ffmpeg's time; None where there is none."""
+    if wanted == "off":
+        print("the clock is left alone: --clock off")
+        return None
+    try:
+        clock = SteppedClock(folder / "clock")
+        clock.prove(imageio_ffmpeg.get_ffmpeg_exe(), {"PATH": "/usr/bin:/bin"})
+    except NoClockError as error:
+        if wanted == "required":
+            raise SystemExit(f"the clock cannot be stepped: {error}") from None
+        print(f"the clock is NOT stepped in this run: {error}")
+        return None
+    print(f"the clock of every process can be stepped: {clock.library} moves Python's and ffmpeg's")
+    return clock
+
+
+@contextmanager
+def witnessed(folder: Path) -> Iterator[Path]:
+    """Watch the spool from a process of its own."""
+    kept = folder / "kept"
+    argv = [sys.executable, "-m", "tests.chaos.witness", str(folder / "spool"), str(kept)]
+    with subprocess.Popen(argv, cwd=Path(__file__).parents[2]) as process:
+        while not kept.exists() and process.poll() is None:
+            time.sleep(0.02)
+        try:
+            yield kept
+        finally:
+            process.terminate()
+    if process.returncode:
+        raise SystemExit(f"the witness ended with {process.returncode}: nothing can be judged")
+
+
+def _judge(layout: Layout, storm: Storm, calm: Calm, *, elapsed: float) -> Outcome:
+    ingest = layout.folder / "ingest"
+    verdict = oracle.judge(list(seen(layout.folder / "kept")), layout.spool, ingest)
+    played = oracle.sample(layout.spool, ingest)
+    problems = [*calm.problems, *verdict.problems]
+    problems += oracle.decoding_problems(played, imageio_ffmpeg.get_ffmpeg_exe())
+    if not played:
+        problems.append("there was no segment to decode")
+    # What was written during the run cannot lie farther off than it is long, unless the clock was stepped.
+    stepped = stepped_lines(layout.spool, beyond=elapsed)
+    steps = [offset for begun, ended, offset in storm.steps if ended - begun > LASTING_SECONDS]
+    if any(abs(offset) > 2 * elapsed for offset in steps) and not stepped:
+        problems.append("the clock was stepped, and no line of the journal shows it")
+    problems += storm.problems()
+    audit = subprocess.run(
+        [BIN / "relay-capture", "audit", "--spool", layout.spool], capture_output=True, text=True, check=False
+    )
+    if audit.returncode:
+        problems.append(f"audit does not agree: {audit.stdout}{audit.stderr}")
+    return Outcome(layout.name, storm, calm, verdict, len(played), 0, stepped, 0.0, layout.starts, problems)
+
+
+def stepped_lines(spool: Path, *, beyond: float) -> int:
+    """Count the journal lines whose time lies more than `beyond` seconds off the true time, either way."""
+    count = 0
+    for path in spool.glob("journal/*/*.jsonl"):
+        for line in path.read_bytes().splitlines():
+            try:
+                stamp = str(json.loads(line)["t"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            at = timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
+            count += abs(at - time.time()) > beyond
+    return count
 
 
 if __name__ == "__main__":
