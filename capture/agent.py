@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Literal
 
 import structlog
 
 from capture.budget import Budget
 from capture.camera import STOP_GRACE_SECONDS, Camera, CameraPlan, CameraStatus
-from capture.claim import HostileNameError, claim
 from capture.clock import Clock
 from capture.errors import ConfigError, RelayError
 from capture.ffmpeg import CaptureOptions
@@ -24,17 +22,16 @@ from capture.handoff import (
     publisher_app,
     upload_message,
 )
+from capture.recovery import Shortlist
 from capture.segment import SessionName
 from capture.session import Owed
 from capture.settings import Settings, read_token
-from capture.spool import REJECTED, Debt, Spool
+from capture.spool import REJECTED, Spool
 from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told
 
 _JOIN_SECONDS = STOP_GRACE_SECONDS + 1.0
 _PUBLISH_SECONDS = 1.0
 _MOST_REMINDERS = 200
-
-_NOBODY: nullcontext[None] = nullcontext()
 
 log = structlog.get_logger()
 
@@ -70,6 +67,7 @@ class Agent:
         self._spool = spool
         self._publisher = Publisher(publisher_app(settings))
         self._gate = Gate(spool, settings.ingest)
+        self._shortlist = Shortlist(spool)
         self._sessions: list[SessionName] = []
         self._budget = Budget(spool, settings.spool, cameras=len(settings.cameras))
         self.cameras: Mapping[str, Camera] = {
@@ -131,13 +129,18 @@ class Agent:
         """Return how many segments of these cameras the cloud has not confirmed."""
         return self._spool.owed_count(set(self.cameras))
 
+    def _owes(self) -> bool:
+        """Tell whether anything is owed; stops at the first, where counting very many takes its time."""
+        sessions = self._spool.sessions()
+        return any(name.camera in self.cameras and self._spool.has_segments(name) for name in sessions)
+
     def rejected(self) -> int:
         """Return how many segments of this run the cloud would not take."""
         return sum(len(self._spool.segments(name, REJECTED)) for name in self._sessions)
 
     def is_settled(self) -> bool:
         """Tell whether nothing is owed, and the cloud knows that the sessions of this run are over."""
-        if self.is_running() or self.owed():
+        if self.is_running() or self._owes():
             return False
         return all(
             (self._spool.session_path(name) / ENDED_NOTE).exists() or not is_over(self._spool, name)
@@ -146,31 +149,18 @@ class Agent:
 
     def remind(self) -> None:
         """Publish what is still owed or untold once more: a stop does not wait for recover's next round."""
-        sent = 0
-        for camera in self.cameras:
-            for debt in self._spool.debts(camera):
-                if sent >= _MOST_REMINDERS:
-                    return
-                size = self._free_size(debt)
-                if size is not None:
-                    # Not among the live ones: there a worker leaves what is old to recover.
-                    self._publisher.send(
-                        upload_message(self._settings.ingest, debt.session, debt.segment, size, BACKLOG)
-                    )
-                    sent += 1
+        for picked in self._shortlist.pick(_MOST_REMINDERS, older_than=0.0):
+            debt = picked.debt
+            if debt.camera in self.cameras:
+                # Not among the live ones: there a worker leaves what is old to recover.
+                self._publisher.send(
+                    upload_message(self._settings.ingest, debt.session, debt.segment, picked.size, BACKLOG)
+                )
         for name in self._sessions:
             if not is_told(self._spool, name, REGISTERED_NOTE):
                 self._publisher.send(Message(REGISTER_CAMERA, (str(name),)))
             elif is_over(self._spool, name):
                 self._publisher.send(Message(END_SESSION, (str(name),)))
-
-    def _free_size(self, debt: Debt) -> int | None:
-        """Return the size of a segment that nobody sends just now; None for any other."""
-        try:
-            with claim(self._spool, debt.session, debt.segment) or _NOBODY as free:
-                return free.size if free else None
-        except (HostileNameError, OSError):
-            return None
 
     def _owed(self, session: SessionName, owed: Owed) -> None:
         self._budget.add(owed.size)

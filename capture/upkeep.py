@@ -103,10 +103,28 @@ def is_over(spool: Spool, name: SessionName) -> bool:
 
 
 def superseded(spool: Spool, name: SessionName) -> bool:
-    """Tell whether a later session of the same camera is running: ending the stream would end that."""
+    """Tell whether another session of the same camera runs: ending the stream would end that.
+
+    A lock that is held says so; their times may not, where the clock was set back in between. Where locks do
+    not reach, on another host, the later one counts as running.
+    """
     began = str(spool.session_info(name).get("started_at"))
-    others = (spool.session_info(other) for other in spool.sessions(name.camera) if other != name)
-    return any(info.get("ended_at") is None and str(info.get("started_at", "")) >= began for info in others)
+    return any(
+        _is_running(spool, other, since=began) for other in spool.sessions(name.camera) if other != name
+    )
+
+
+def _is_running(spool: Spool, name: SessionName, *, since: str) -> bool:
+    info = spool.session_info(name)
+    if info.get("started_at") is None or info.get("ended_at") is not None:
+        return False
+    if info.get("host") != socket.gethostname():
+        return str(info.get("started_at")) >= since
+    session = adopt(spool, name)
+    if session is None:
+        return True
+    session.close()
+    return False
 
 
 def to_register(spool: Spool) -> list[SessionName]:

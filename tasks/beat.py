@@ -1,8 +1,12 @@
 """Celery's beat, made fit for a clock that is stepped, and with a pulse.
 
-Celery plans by the wall clock: one that is set back by an hour would stop `recover` for an hour.
+Celery plans by the wall time of the last tick. A clock that is set back by an hour, as that of a machine
+without a battery is when it first hears of the true time, would silence it for that hour, and `recover`
+with it.
 """
 
+import time
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -11,21 +15,30 @@ from celery import beat
 from capture.pulse import PulseFile, pulse_directory
 from capture.spool import STATE
 from tasks.celery import settings
+from tasks.consumer import RECONNECT_SECONDS
+
+LARGEST_DRIFT = 2.0  # seconds of wall time beyond those that have passed
+LONG_AGO = timedelta(days=1)
 
 log = structlog.get_logger()
 
 
 class Scheduler(beat.Scheduler):
-    """The fixed schedule of celeryconfig.py, in memory."""
+    """The fixed schedule of celeryconfig.py, in memory. Ticks at once when the wall clock was stepped."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - Celery's signature
         super().__init__(*args, **options)
         self._pulse = PulseFile(pulse_directory(settings.spool.path / STATE), "beat")
+        self._offset = time.time() - time.monotonic()
 
     def tick(self, *args: Any, **options: Any) -> float:  # noqa: ANN401 - Celery's signature
         """Send what is due; return the seconds until the next look."""
         self._pulse.beat()
-        self._mend_steps()
+        offset = time.time() - time.monotonic()
+        if abs(offset - self._offset) > LARGEST_DRIFT:
+            log.info("clock_stepped", seconds=round(offset - self._offset), then="the schedule begins anew")
+            self._begin_anew()
+        self._offset = offset
         return float(super().tick(*args, **options))
 
     def close(self) -> None:
@@ -33,12 +46,16 @@ class Scheduler(beat.Scheduler):
         self._pulse.end()
         super().close()
 
-    def _mend_steps(self) -> None:
-        """Bring what was last sent in the future, by a clock that was set back since, to now."""
-        entries = self.schedule.values()
-        late = [entry for entry in entries if entry.last_run_at and entry.last_run_at > entry.default_now()]
-        for entry in late:
-            entry.last_run_at = entry.default_now()
-        if late:
-            log.warning("clock_set_back", then="the schedule goes on from now")
-            self._heap = None
+    def _ensure_connected(self) -> Any:  # noqa: ANN401 - Celery's
+        """Wait for the broker as long as it takes: look every few seconds, and show our pulse meanwhile."""
+        return self.connection.ensure_connection(
+            lambda error, wait: log.warning("broker_unreachable", reason=str(error), again_in=wait),
+            self.app.conf.broker_connection_max_retries,
+            interval_max=RECONNECT_SECONDS,
+            callback=self._pulse.beat,
+        )
+
+    def _begin_anew(self) -> None:
+        for entry in self.schedule.values():
+            entry.last_run_at = entry.default_now() - LONG_AGO  # one tick too many does no harm
+        self._heap = None  # its order is that of wall times, too

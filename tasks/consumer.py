@@ -28,7 +28,7 @@ LONGEST_LIMIT = 7 * 24 * 3600.0  # seconds
 LATEST_ETA = timedelta(minutes=10)  # our own retries wait a minute at most
 EARLIEST_ETA = timedelta(days=365)  # and may lie in the broker for as long as no worker runs
 MOST_RETRIES = 1000
-RECONNECT_SECONDS = 5.0  # Celery's own wait grows to half a minute
+RECONNECT_SECONDS = 5  # Celery's own wait grows to half a minute
 _MOST_HEADERS = 16 * 1024  # characters
 
 

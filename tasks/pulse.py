@@ -76,9 +76,17 @@ class WorkerPulse(bootsteps.StartStopStep):
         waiting = _waiting(self.settings, queues)
         room = worker.concurrency - len(worker_state.reserved_requests)
         taken = sum(worker_state.total_count.values())
+        if _is_ending():
+            return  # it takes nothing on purpose
         if self._hearing.look(waiting=waiting, room=room, taken=taken, seconds=PULSE_SECONDS):
             log.error("worker_deaf", waiting=waiting, seconds=DEAF_SECONDS, then="it ends")
             os._exit(EXIT_DEAF)
+
+
+def _is_ending() -> bool:
+    """Tell whether the worker was asked to end; Celery notes the exit code, which may be 0."""
+    asked: list[Any] = [worker_state.should_stop, worker_state.should_terminate]
+    return any(code is not None and code is not False for code in asked)
 
 
 def _waiting(settings: Settings, queues: Collection[str]) -> int:

@@ -10,7 +10,7 @@ from capture.gate import Verdict
 from capture.handoff import END_SESSION, LIVE, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, hint
 from capture.ingest import deadline_passed
 from capture.outcome import Kind, Outcome
-from capture.segment import SessionName
+from capture.segment import SegmentName, SessionName
 from capture.spool import REFUSED_FILE, Debt
 from capture.upkeep import is_over
 from tasks.batch import Batch
@@ -69,11 +69,7 @@ def _parse_batch(items: object) -> list[Debt]:
 
 def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
     """Send one of a batch. What fails stays owed and must not hold up its neighbours."""
-    try:
-        outcome = _upload(worker, str(debt.session), str(debt.segment), attempt=1)
-    except OSError as error:
-        log.error("segment_not_sent", segment=str(debt.segment), reason=error.strerror)
-        return Outcome(Kind.TRANSIENT, 0, str(error.strerror))
+    outcome = _upload(worker, str(debt.session), str(debt.segment), attempt=1)
     if not isinstance(outcome, str) and outcome.kind is Kind.FATAL:
         _conclude(worker, outcome)
     return outcome
@@ -82,12 +78,26 @@ def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
 def _upload(
     worker: Worker, session: str, segment: str, *, attempt: int, is_live: bool = False
 ) -> Outcome | str:
-    """Make one attempt, unless there is none to make: then return the reason."""
+    """Make one attempt, unless there is none to make: then return the reason.
+
+    Trouble of this machine, with its disk or mount, costs the attempt and nothing else: it stays owed.
+    """
     try:
         names = parse_names(session, segment)
-        found = claim(worker.spool, *names)
+        return _upload_named(worker, *names, attempt=attempt, is_live=is_live)
     except HostileNameError as error:
         return _hostile(str(error))
+    except OSError as error:
+        if not worker.is_mounted():
+            return NOT_MOUNTED
+        log.error("segment_not_sent", segment=ascii(segment)[:80], reason=error.strerror)
+        return Outcome(Kind.TRANSIENT, 0, f"this machine: {error.strerror}")
+
+
+def _upload_named(
+    worker: Worker, session: SessionName, segment: SegmentName, *, attempt: int, is_live: bool
+) -> Outcome | str:
+    found = claim(worker.spool, session, segment)
     if found is None:
         return "nothing to do: gone, or in other hands"
     with found:
@@ -98,7 +108,7 @@ def _upload(
             return "left to recover: newer video waits"
         outcome = _attempt(worker, found, attempt)
     if not isinstance(outcome, str):
-        _end_if_over(worker, names[0])
+        _end_if_over(worker, session)
     return outcome
 
 

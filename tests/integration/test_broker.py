@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -298,7 +299,14 @@ def test_a_directory_swept_before_it_was_locked_is_made_again(tmp_path, monkeypa
         assert list(tmp_path.iterdir()) == [directory.path]
 
 
-def test_the_first_usable_base_that_is_short_enough_is_taken(tmp_path, monkeypatch):
+@pytest.fixture
+def short_path():
+    with tempfile.TemporaryDirectory(prefix="rc-") as path:
+        yield Path(path)
+
+
+def test_the_first_usable_base_that_is_short_enough_is_taken(short_path, monkeypatch):
+    tmp_path = short_path
     long = tmp_path / ("x" * 100)
     long.mkdir()
     usable = tmp_path / "u"
