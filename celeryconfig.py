@@ -84,16 +84,17 @@ beat_scheduler = "tasks.beat:Scheduler"
 beat_max_loop_interval = 5
 beat_schedule = {
     # A tick that nobody took in time is worth nothing: the next one does its work. Long enough for the
-    # clocks of two hosts to differ: a worker that is ahead of beat would throw all of them away.
+    # clocks of two hosts to differ: a worker that is ahead of beat would throw all of them away. An hour's
+    # worth of ticks, after a time without a worker, is done in a second.
     "recover": {
         "task": RECOVER,
         "schedule": timedelta(seconds=5),
-        "options": {"queue": LIVE, "expires": 300},
+        "options": {"queue": LIVE, "expires": 3600},
     },
     "sweep": {
         "task": SWEEP,
         "schedule": timedelta(seconds=60),
-        "options": {"queue": LIVE, "expires": 300},
+        "options": {"queue": LIVE, "expires": 3600},
     },
 }
 

@@ -13,7 +13,6 @@ from capture.errors import ConfigError, RelayError
 from capture.ffmpeg import CaptureOptions
 from capture.gate import Gate
 from capture.handoff import (
-    BACKLOG,
     END_SESSION,
     RECOVER,
     REGISTER_CAMERA,
@@ -22,7 +21,6 @@ from capture.handoff import (
     publisher_app,
     upload_message,
 )
-from capture.recovery import Shortlist
 from capture.segment import SessionName
 from capture.session import Owed
 from capture.settings import Settings, read_token
@@ -31,7 +29,6 @@ from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told
 
 _JOIN_SECONDS = STOP_GRACE_SECONDS + 1.0
 _PUBLISH_SECONDS = 1.0
-_MOST_REMINDERS = 200
 
 log = structlog.get_logger()
 
@@ -67,7 +64,6 @@ class Agent:
         self._spool = spool
         self._publisher = Publisher(publisher_app(settings))
         self._gate = Gate(spool, settings.ingest)
-        self._shortlist = Shortlist(spool)
         self._sessions: list[SessionName] = []
         self._budget = Budget(spool, settings.spool, cameras=len(settings.cameras))
         self.cameras: Mapping[str, Camera] = {
@@ -148,14 +144,8 @@ class Agent:
         )
 
     def remind(self) -> None:
-        """Publish what is still owed or untold once more: a stop does not wait for recover's next round."""
-        for picked in self._shortlist.pick(_MOST_REMINDERS, older_than=0.0):
-            debt = picked.debt
-            if debt.camera in self.cameras:
-                # Not among the live ones: there a worker leaves what is old to recover.
-                self._publisher.send(
-                    upload_message(self._settings.ingest, debt.session, debt.segment, picked.size, BACKLOG)
-                )
+        """Have what is still owed or untold sent: a stop does not wait for beat's next tick."""
+        self._publisher.send(Message(RECOVER, (True,)))
         for name in self._sessions:
             if not is_told(self._spool, name, REGISTERED_NOTE):
                 self._publisher.send(Message(REGISTER_CAMERA, (str(name),)))

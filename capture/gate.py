@@ -187,12 +187,13 @@ class Gate:
     def _shut(self, token: str) -> "_Shut | None":
         """Return why and for how long the gate is shut for this token; None when it is open."""
         refused = self._refused_path(token)
+        state = read_json(self._breaker)
         if refused.exists():
             if self._settings.on_refused == "stop":
                 return _Shut(Verdict.REFUSED, math.inf)
             every = self._settings.hold_probe_every
-            return _Shut(Verdict.REFUSED, self._wait(_number(read_json(refused), "at") + every, asked=every))
-        state = read_json(self._breaker)
+            wait = self._wait(_number(read_json(refused), "at") + every, asked=every)
+            return _Shut(Verdict.REFUSED, wait, int(_number(state, "probes")))
         if _number(state, "failures") < FAILURES_TO_OPEN:
             return None
         wait = self._wait(_number(state, "probe_at"), asked=_number(state, "asked"))

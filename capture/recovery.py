@@ -63,13 +63,11 @@ class Shortlist:
                 break
             if debt.camera in too_young or debt.key in skip:
                 continue
-            picked, age = self._look(debt)
-            if picked is None:
-                continue
-            if 0 <= age < older_than:  # what comes behind it is younger still
+            picked, is_young = self._look(debt, older_than)
+            if is_young:  # and what comes behind it is younger still
                 too_young.add(debt.camera)
-                continue
-            found.append(picked)
+            if picked is not None:
+                found.append(picked)
         return found
 
     def pick_probe(self, *, older_than: float) -> list[Picked]:
@@ -78,23 +76,27 @@ class Shortlist:
         choice = [debt for debts in self._by_camera.values() for debt in debts[:PROBE_CHOICE]]
         random.shuffle(choice)
         for debt in choice:
-            picked, age = self._look(debt)
-            if picked is not None and not 0 <= age < older_than:
+            picked, _ = self._look(debt, older_than)
+            if picked is not None:
                 return [picked]
         return []
 
-    def _look(self, debt: Debt) -> tuple[Picked | None, float]:
-        """Return a debt with its size and the seconds since it was written; None if it is not to be had.
+    def _look(self, debt: Debt, older_than: float) -> tuple[Picked | None, bool]:
+        """Return a debt with its size, None if it is not to be had; and whether it is too young.
 
-        Since it was written, not since it began: a name can lie in the future, where a file is read faster
-        than real time. A negative age is a clock that was set back.
+        Its age is the time since it was written, not since it began: a name can lie in the future, where a
+        file is read faster than real time. A negative age is a clock that was set back. A young one is not
+        locked: a worker that comes with its message would take it for one that somebody sends.
         """
         with contextlib.suppress(HostileNameError, OSError), contextlib.ExitStack() as stack:
+            written_at = (self._spool.session_path(debt.session) / str(debt.segment)).lstat().st_mtime
+            if 0 <= self._spool.clock.time() - written_at < older_than:
+                return None, True
             free = claim(self._spool, debt.session, debt.segment)
             if free is not None:
                 stack.enter_context(free)
-                return Picked(debt, free.size), self._spool.clock.time() - free.written_at
-        return None, 0.0
+                return Picked(debt, free.size), False
+        return None, False
 
     def _refresh(self, skip: Collection[str]) -> None:
         """List anew, unless the list of a large spool is young and every camera still has something on it."""

@@ -78,7 +78,10 @@ class Service:
         now = time.monotonic()
         if self._pulses is None or now < self._look_at:
             return
+        stood_still = now - self._look_at > PULSE_SECONDS  # so did we: a paused machine needs time for a beat
         self._look_at = now + PULSE_SECONDS
+        if stood_still:
+            return
         age = age_of(pulse_path(self._pulses, self.name, child.pid))
         if age is not None and age > STUCK_SECONDS:
             log.error("service_stuck", service=self.name, seconds=round(age), then="it is started anew")

@@ -66,12 +66,14 @@ class Batch:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        window = next_window(
-            self._remembered.window,
-            lanes=self._remembered.lanes,
-            delivered=self.delivered,
-            failed=len(self._failed),
-        )
+        window = None
+        if self.delivered or self._failed:
+            window = next_window(
+                self._remembered.window,
+                lanes=self._remembered.lanes,
+                delivered=self.delivered,
+                failed=len(self._failed),
+            )
         done = {debt.key for debt in self._debts} - self._failed
         self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=self._turn)
         self._lane.close()

@@ -132,6 +132,7 @@ class RelayConsumer(Consumer):
         handle = super().create_task_handler(*args, **options)
 
         def guarded(message: Any) -> object:  # noqa: ANN401 - kombu's
+            self.controller.taken += 1
             try:
                 fault = fault_of(message, self.app)
             except Exception:  # noqa: BLE001 - a stranger's message: its traceback tells nothing of ours

@@ -6,9 +6,8 @@ messages, so that the two are never at odds. All of it is a hint: lost, it costs
 """
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,13 +28,18 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Remembered:
-    """What the broker said. `waiting` and `failed` map a segment's key to when, in seconds since 1970."""
+    """What the broker said.
+
+    `sent` and `failed` map a segment's key to when, in seconds since 1970 by the broker's clock: those of
+    several hosts need not agree.
+    """
 
     sent: dict[str, float] = field(default_factory=dict)  # has a message
     failed: dict[str, float] = field(default_factory=dict)  # was tried in a batch, and is still owed
     window: int = 1
     turn: str = ""
     going: bool = False  # uploads began to succeed within the last seconds
+    now: float = 0.0
     live: int = 0  # messages that wait
     backlog: int = 0
     lanes: int = 1  # the most uploads of the backlog at once
@@ -62,6 +66,7 @@ class Memory:
         """`client` opens a Redis client; without it the app's connections are shared."""
         prefix = key_prefix(app)
         self._client = client or partial(broker_client, app)
+        self._prefix = prefix
         self._own = f"{prefix}relay-capture.recover.{spool_id}"
         self._workers = f"{prefix}relay-capture.workers"
         self._live, self._backlog = prefix + LIVE, prefix + BACKLOG
@@ -70,12 +75,13 @@ class Memory:
         """Return what is known. Raises OSError when the broker is away."""
         with self._client() as client:
             pipe = client.pipeline(transaction=False)
+            pipe.time()
             pipe.hgetall(self._own)
             pipe.hgetall(self._workers)
             pipe.llen(self._live)
             pipe.llen(self._backlog)
-            own, workers, live, backlog = pipe.execute()
-        return _remembered(own, workers, live=live, backlog=backlog)
+            time, own, workers, live, backlog = pipe.execute()
+        return _remembered(own, workers, now=_seconds(time), live=live, backlog=backlog)
 
     def live_waits(self) -> bool:
         """Tell whether messages for new segments wait; False when the broker does not say."""
@@ -87,69 +93,74 @@ class Memory:
 
     def note_sent(self, keys: Collection[str], *, turn: str) -> None:
         """Remember that these have a message now, and which camera had the last turn."""
-        now = repr(time.time())
-        self._write({_TURN: turn, **dict.fromkeys(keys, now)})
+        self._write(lambda now: {_TURN: turn, **dict.fromkeys(keys, repr(now))})
 
     def conclude(
-        self, *, done: Collection[str], failed: Collection[str], window: int, turn: str | None = None
+        self, *, done: Collection[str], failed: Collection[str], window: int | None, turn: str | None = None
     ) -> None:
-        """Remember how a batch ended: who has no message any more, who failed, the next window.
+        """Remember how a batch ended: who has no message any more, who failed, the next window if it changes.
 
         `turn` names the camera that really had the last turn: a batch that made way sent less than it held.
         """
-        now = repr(-time.time())
-        turns = {} if turn is None else {_TURN: turn}
-        self._write({_WINDOW: str(window), **turns, **dict.fromkeys(failed, now)}, forget=done)
+        known = {_WINDOW: None if window is None else str(window), _TURN: turn}
+        changed = {key: value for key, value in known.items() if value is not None}
+        self._write(lambda now: {**changed, **dict.fromkeys(failed, repr(-now))}, forget=done)
 
     def note_going(self) -> None:
         """Uploads succeed: what was closed just before has lost its message at the gate, and is young."""
-        self._write({_GOING: repr(time.time())})
-
-    def forget(self, keys: Collection[str]) -> None:
-        """These have no message any more."""
-        self._write({}, forget=keys)
+        self._write(lambda now: {_GOING: repr(now)})
 
     def clear(self) -> None:
         """Nobody has a message, nobody failed."""
-        self._quietly(lambda client: client.delete(self._own))
+        with suppress(OSError), self._client() as client:
+            client.delete(self._own)
 
-    def announce(self, node: str, slots: int, queues: Collection[str]) -> None:
-        """Say how many tasks a worker runs at once, and from which queues."""
-        said = json.dumps([time.time(), slots, sorted(queues)])
+    def announce(self, node: str, slots: int, queues: Collection[str]) -> int:
+        """Say how many tasks a worker runs at once, and from which queues; return how many messages wait.
 
-        def write(client: Any) -> None:  # noqa: ANN401 - as below
-            client.hset(self._workers, node, said)
-            known = client.hgetall(self._workers)
-            gone = [name for name, text in known.items() if not _alive([text], time.time())]
-            if gone:  # hosts come and go for years
-                client.hdel(self._workers, *gone)
-
-        self._quietly(write)
-
-    def _write(self, fields: dict[str, str], forget: Collection[str] = ()) -> None:
-        def write(client: Any) -> None:  # noqa: ANN401 - redis-py's own types are of no help
-            pipe = client.pipeline(transaction=False)
-            if fields:
-                pipe.hset(self._own, mapping=fields)
-            if forget:
-                pipe.hdel(self._own, *forget)
-            pipe.expire(self._own, _FORGOTTEN_AFTER)
-            pipe.execute()
-
-        self._quietly(write)
-
-    def _quietly(self, write: Callable[[Any], Any]) -> None:
+        None wait when the broker does not say.
+        """
         try:
             with self._client() as client:
-                write(client)
+                now = _seconds(client.time())
+                pipe = client.pipeline(transaction=False)
+                pipe.hset(self._workers, node, json.dumps([now, slots, sorted(queues)]))
+                pipe.hgetall(self._workers)
+                for queue in queues:
+                    pipe.llen(self._prefix + queue)
+                _, known, *lengths = pipe.execute()
+                gone = [name for name, said in known.items() if not _alive([said], now)]
+                if gone:  # hosts come and go for years
+                    client.hdel(self._workers, *gone)
+        except OSError as error:
+            log.debug("memory_lost", reason=error.strerror)
+            return 0
+        return sum(lengths)
+
+    def _write(self, fields_at: Callable[[float], dict[str, str]], forget: Collection[str] = ()) -> None:
+        """Write fields that depend on the broker's time, and forget others."""
+        try:
+            with self._client() as client:
+                fields = fields_at(_seconds(client.time()))
+                pipe = client.pipeline(transaction=False)
+                if fields:
+                    pipe.hset(self._own, mapping=fields)
+                if forget:
+                    pipe.hdel(self._own, *forget)
+                pipe.expire(self._own, _FORGOTTEN_AFTER)
+                pipe.execute()
         except OSError as error:
             log.debug("memory_lost", reason=error.strerror)
 
 
+def _seconds(time: tuple[int, int]) -> float:
+    """Return the broker's time in seconds since 1970."""
+    return time[0] + time[1] / 1e6
+
+
 def _remembered(
-    own: dict[bytes, bytes], workers: dict[bytes, bytes], *, live: int, backlog: int
+    own: dict[bytes, bytes], workers: dict[bytes, bytes], *, now: float, live: int, backlog: int
 ) -> Remembered:
-    now = time.time()
     texts = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in own.items()}
     window = texts.pop(_WINDOW, "1")
     turn = texts.pop(_TURN, "")
@@ -161,6 +172,7 @@ def _remembered(
         window=max(1, int(window)) if window.isdecimal() and len(window) < len("1000") else 1,
         turn=turn,
         going=0 <= now - began_going < GOING_SECONDS,
+        now=now,
         live=live,
         backlog=backlog,
         lanes=count_lanes(_alive(workers.values(), now)),
@@ -179,8 +191,8 @@ def _alive(said: Iterable[bytes], now: float) -> list[tuple[int, Collection[str]
     for text in said:
         try:
             at, slots, queues = json.loads(text)
-            if abs(now - at) < WORKER_LIFE_SECONDS and 0 < slots < 1000:  # noqa: PLR2004 - sane
+            if isinstance(slots, int) and abs(now - at) < WORKER_LIFE_SECONDS and 0 < slots < 1000:  # noqa: PLR2004 - sane
                 found.append((slots, {str(name) for name in queues}))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             continue
     return found

@@ -7,7 +7,6 @@ the spool.
 """
 
 import os
-from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,7 @@ import structlog
 from celery import Celery, bootsteps
 from celery.worker import state as worker_state
 
-from capture.broker import fresh_client, queue_lengths
-from capture.errors import RelayError
+from capture.broker import fresh_client
 from capture.pulse import PULSE_SECONDS, STUCK_SECONDS, PulseFile, pulse_directory
 from capture.settings import Settings
 from capture.spool import STATE
@@ -60,6 +58,7 @@ class WorkerPulse(bootsteps.StartStopStep):
         url = self.settings.broker.url.get_secret_value()
         self._memory = Memory(worker.app, "", partial(fresh_client, url, timeout=ASK_SECONDS))
         worker.pulse = self._file.beat
+        worker.taken = 0  # messages so far; the consumer counts, also what it refuses
 
     def start(self, worker: Any) -> None:  # noqa: ANN401
         self._turn(worker)
@@ -72,13 +71,13 @@ class WorkerPulse(bootsteps.StartStopStep):
     def _turn(self, worker: Any) -> None:  # noqa: ANN401
         self._file.beat()
         queues = [str(name) for name in worker.app.amqp.queues.consume_from]
-        self._memory.announce(worker.hostname, worker.concurrency, queues)
-        waiting = _waiting(self.settings, queues)
-        room = worker.concurrency - len(worker_state.reserved_requests)
-        taken = sum(worker_state.total_count.values())
+        slots = worker.pool.num_processes
+        waiting = self._memory.announce(f"{worker.hostname}/{os.getpid()}", slots, queues)
+        self._file.beat()  # looking up the broker's name may have taken its time
         if _is_ending():
             return  # it takes nothing on purpose
-        if self._hearing.look(waiting=waiting, room=room, taken=taken, seconds=PULSE_SECONDS):
+        room = slots - len(worker_state.reserved_requests)
+        if self._hearing.look(waiting=waiting, room=room, taken=worker.taken, seconds=PULSE_SECONDS):
             log.error("worker_deaf", waiting=waiting, seconds=DEAF_SECONDS, then="it ends")
             os._exit(EXIT_DEAF)
 
@@ -87,16 +86,6 @@ def _is_ending() -> bool:
     """Tell whether the worker was asked to end; Celery notes the exit code, which may be 0."""
     asked: list[Any] = [worker_state.should_stop, worker_state.should_terminate]
     return any(code is not None and code is not False for code in asked)
-
-
-def _waiting(settings: Settings, queues: Collection[str]) -> int:
-    """Count the messages that wait; none when the broker does not say."""
-    try:
-        url, prefix = settings.broker.url.get_secret_value(), settings.broker.key_prefix or ""
-        found = queue_lengths(url, list(queues), prefix, timeout=ASK_SECONDS)
-    except RelayError:
-        return 0
-    return sum(found[queue] for queue in queues)
 
 
 def install(app: Celery, settings: Settings) -> None:

@@ -54,7 +54,9 @@ def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT0
 
 
 def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
-    for session, segments in close_dead_sessions(worker.spool):
+    # In the middle of a backlog only the next batches count; the rest is for the ticks.
+    is_tick = afresh or not going
+    for session, segments in close_dead_sessions(worker.spool) if is_tick else []:
         log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
     if afresh:
         worker.memory.clear()
@@ -67,7 +69,8 @@ def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
     # Down, or held back because the token is refused: either way one segment at a time goes to the gate.
     if worker.gate.is_open() or is_refused:
         return _send_probe(worker, remembered)
-    _tell_the_cloud(worker, remembered)
+    if is_tick:
+        _tell_the_cloud(worker, remembered)
     patience = worker.settings.spool.recover_after
     return _send_batches(worker, remembered, older_than=min(patience, SOON) if remembered.going else patience)
 
@@ -110,8 +113,7 @@ def _send_batches(worker: Worker, remembered: Remembered, *, older_than: float) 
 
 def _help_the_starved(worker: Worker, remembered: Remembered) -> str:
     """Where new segments keep all workers busy, let one of the backlog in among them now and then."""
-    before = worker.spool.clock.time() - STARVED_SECONDS
-    if any(at > before for at in remembered.sent.values()):
+    if any(remembered.now - at < STARVED_SECONDS for at in remembered.sent.values()):
         return "the last batch is not taken yet"
     picked = worker.shortlist.pick(1, older_than=0.0, after=remembered.turn)
     if picked:

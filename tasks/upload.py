@@ -10,7 +10,7 @@ from capture.gate import Verdict
 from capture.handoff import END_SESSION, LIVE, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, hint
 from capture.ingest import deadline_passed
 from capture.outcome import Kind, Outcome
-from capture.segment import SegmentName, SessionName
+from capture.segment import SessionName
 from capture.spool import REFUSED_FILE, Debt
 from capture.upkeep import is_over
 from tasks.batch import Batch
@@ -35,10 +35,11 @@ def upload_segment(self: RelayTask, session: str, segment: str) -> str:
     """Send one segment; say in a few words what became of it."""
     worker = this_worker()
     is_live = (self.request.delivery_info or {}).get("routing_key") == LIVE
-    outcome = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
-    if isinstance(outcome, str):
-        return outcome
-    return _conclude(worker, outcome)
+    try:
+        outcome = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
+    except OSError as error:
+        return _trouble(worker, segment, error)
+    return outcome if isinstance(outcome, str) else _conclude(worker, outcome)
 
 
 @app.task(base=RelayTask, name=UPLOAD_BATCH)
@@ -69,7 +70,10 @@ def _parse_batch(items: object) -> list[Debt]:
 
 def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
     """Send one of a batch. What fails stays owed and must not hold up its neighbours."""
-    outcome = _upload(worker, str(debt.session), str(debt.segment), attempt=1)
+    try:
+        outcome = _upload(worker, str(debt.session), str(debt.segment), attempt=1)
+    except OSError as error:
+        return Outcome(Kind.TRANSIENT, 0, _trouble(worker, str(debt.segment), error))
     if not isinstance(outcome, str) and outcome.kind is Kind.FATAL:
         _conclude(worker, outcome)
     return outcome
@@ -78,26 +82,12 @@ def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
 def _upload(
     worker: Worker, session: str, segment: str, *, attempt: int, is_live: bool = False
 ) -> Outcome | str:
-    """Make one attempt, unless there is none to make: then return the reason.
-
-    Trouble of this machine, with its disk or mount, costs the attempt and nothing else: it stays owed.
-    """
+    """Make one attempt, unless there is none to make: then return the reason."""
     try:
         names = parse_names(session, segment)
-        return _upload_named(worker, *names, attempt=attempt, is_live=is_live)
+        found = claim(worker.spool, *names)
     except HostileNameError as error:
         return _hostile(str(error))
-    except OSError as error:
-        if not worker.is_mounted():
-            return NOT_MOUNTED
-        log.error("segment_not_sent", segment=ascii(segment)[:80], reason=error.strerror)
-        return Outcome(Kind.TRANSIENT, 0, f"this machine: {error.strerror}")
-
-
-def _upload_named(
-    worker: Worker, session: SessionName, segment: SegmentName, *, attempt: int, is_live: bool
-) -> Outcome | str:
-    found = claim(worker.spool, session, segment)
     if found is None:
         return "nothing to do: gone, or in other hands"
     with found:
@@ -108,8 +98,16 @@ def _upload_named(
             return "left to recover: newer video waits"
         outcome = _attempt(worker, found, attempt)
     if not isinstance(outcome, str):
-        _end_if_over(worker, session)
+        _end_if_over(worker, names[0])
     return outcome
+
+
+def _trouble(worker: Worker, segment: str, error: OSError) -> str:
+    """Say that this machine's disk or mount is in trouble. It costs the attempt; the segment stays owed."""
+    if not worker.is_mounted():
+        return NOT_MOUNTED
+    log.error("segment_not_sent", segment=ascii(segment)[:80], reason=error.strerror)
+    return f"owed: this machine: {error.strerror}"
 
 
 def _is_late(worker: Worker, found: Claim) -> bool:
@@ -150,10 +148,12 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
             worker.report(outcome, token)
             _settle(worker, claimed, outcome, sha256, attempt)
         else:
-            _settle(worker, claimed, outcome, sha256, attempt)
-            worker.report(outcome, token)
+            try:
+                _settle(worker, claimed, outcome, sha256, attempt)
+            finally:  # the cloud has answered, whatever our disk says
+                worker.report(outcome, token)
     if admission.verdict is Verdict.PROBE and outcome.kind is Kind.TRANSIENT:
-        worker.recover_soon(in_seconds=worker.gate.next_probe_in())
+        worker.probe_again()
     return outcome
 
 

@@ -12,7 +12,7 @@ import structlog
 from celery import Celery
 
 from capture.errors import RelayError
-from capture.gate import Change, Gate
+from capture.gate import SLOWEST_PROBE_SECONDS, Change, Gate
 from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
 from capture.lanes import Lanes
@@ -81,10 +81,15 @@ class Worker:
             log.info("ingest_reachable")
             self.recover_soon(afresh=True)
 
-    def recover_soon(self, *, afresh: bool = False, in_seconds: float = 0.0) -> None:
+    def recover_soon(self, *, afresh: bool = False) -> None:
         """Have a round of recover without waiting for beat; `afresh` if what it remembers does not count."""
-        options = {"countdown": in_seconds} if in_seconds else {}
-        hint(self.app, Message(RECOVER, (True, afresh), options=options))
+        hint(self.app, Message(RECOVER, (True, afresh)))
+
+    def probe_again(self) -> None:
+        """Have recover send the next probe when it is due; beat does so where that is long."""
+        wait = self.gate.next_probe_in()
+        if wait <= SLOWEST_PROBE_SECONDS:
+            hint(self.app, Message(RECOVER, (), options={"countdown": wait}))
 
     def leave_to_recover(self) -> None:
         """A segment was passed over in favour of newer ones: have recover look after such soon."""

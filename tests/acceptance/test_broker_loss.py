@@ -376,6 +376,19 @@ def test_a_worker_that_is_connected_and_deaf_ends_itself_with_its_children(worke
     process.wait_for(lambda: sorted(arrived(sink)) == [1, 2, 3], "all segments, by its successor")
 
 
+def test_a_worker_that_throws_thousands_of_messages_away_is_not_deaf(worker, broker, sink, send):
+    process = worker("-c", "2", changed=DEAF)
+    process.wait_ready()
+    stranger = Hostile(task="somebody.elses.task").envelope()
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        for _ in range(16):
+            client.lpush(LIVE, *[stranger] * 1000)
+        process.wait_for(lambda: not client.llen(LIVE), "all are thrown away", deadline=60)
+    send(1)
+    process.wait_for(lambda: arrived(sink) == [1], "a good one after them")
+    assert process.process.poll() is None
+
+
 def test_a_worker_that_waits_for_its_broker_shows_its_pulse_and_comes_back_soon(worker, broker, sink, send):
     broker.stop()
     process = worker("-c", "1")

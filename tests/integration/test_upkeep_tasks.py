@@ -270,6 +270,15 @@ def test_a_damaged_memory_costs_nothing_but_duplicates(spool, broker, memory):
     assert len(uploads(broker)) == 3
 
 
+@pytest.mark.parametrize("said", ["[1, 2.5, []]", "[" * 5000, f"[{10**400}, 2, []]", "[0, true, 1]", "x"])
+def test_a_damaged_word_of_a_worker_stops_nobody_and_is_cleared(spool, broker, said):
+    past_session(spool, owes=3)
+    broker.hset("relay-capture.workers", "strange@test", said)
+    assert recover() == "sent messages for 3 segments"
+    tasks.worker.this_worker().memory.announce("a@test", 2, ["live", "backlog"])
+    assert broker.hkeys("relay-capture.workers") == [b"a@test"]
+
+
 # --- recover: sessions -----------------------------------------------------------------------------
 
 

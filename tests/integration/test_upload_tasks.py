@@ -178,6 +178,19 @@ def test_a_patient_probe_lets_the_next_turn_come(spool):
         assert 0 < gate.next_probe_in() <= 4.0
 
 
+def test_a_delivery_that_cannot_be_journalled_is_owed_and_the_cloud_counts_as_up(spool, monkeypatch):
+    name = past_session(spool, owes=1)
+    put_down(spool)
+
+    def broken(*_args, **_fields):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(this_worker().spool.journal, "append", broken)
+    assert upload_segment.run(*pairs(spool, name)[0]) == "owed: this machine: Input/output error"
+    assert spool.owed_count() == 1
+    assert not this_worker().gate.is_open()
+
+
 def test_a_transient_answer_while_the_way_is_open_is_retried_by_celery(spool, sink):
     name = past_session(spool, owes=1)
     sink.faults.add(Fault("status", status=503))

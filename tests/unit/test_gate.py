@@ -6,6 +6,7 @@ import pytest
 
 from capture.gate import (
     FAILURES_TO_OPEN,
+    PATIENT_PROBE_EVERY,
     PROBE_ANSWER_SECONDS,
     SLOWEST_PROBE_SECONDS,
     Change,
@@ -180,3 +181,16 @@ def test_most_probes_are_impatient_and_some_are_not():
     waits = [probe_answer_seconds(n) for n in range(12)]
     assert waits.count(None) == 2
     assert set(waits) == {None, PROBE_ANSWER_SECONDS}
+
+
+def test_a_slow_cloud_can_end_a_hold_too(spool, clock):
+    gate = make_gate(spool, on_refused="hold")
+    gate.report(REFUSED, "T")
+    answers = []
+    for _ in range(FAILURES_TO_OPEN + PATIENT_PROBE_EVERY):
+        clock.step(31)
+        with gate.admit("T") as probe:
+            assert probe.may_try
+            answers.append(probe.answer_seconds)
+        gate.report(DOWN, "T")
+    assert None in answers

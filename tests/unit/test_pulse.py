@@ -7,7 +7,8 @@ import time
 import pytest
 from celery import Celery
 
-from capture.pulse import STUCK_SECONDS, PulseFile, age_of, pulse_directory, pulse_path, pulses
+from capture.pulse import PULSE_SECONDS, STUCK_SECONDS, PulseFile, age_of, pulse_directory, pulse_path, pulses
+from capture.stack import Service
 from tasks.beat import Scheduler
 from tasks.pulse import DEAF_SECONDS, Hearing
 
@@ -85,6 +86,34 @@ def test_one_message_taken_makes_it_a_hearing_one_again():
     hearing = Hearing()
     for taken in range(20):
         assert not hearing.look(waiting=3, room=1, taken=taken, seconds=DEAF_SECONDS)
+
+
+class Child:
+    """A child that runs until it is killed."""
+
+    pid = os.getpid()
+    killed = False
+
+    def poll(self):
+        return None
+
+    def kill_group(self):
+        self.killed = True
+
+
+def test_a_machine_that_stood_still_is_given_time_for_a_beat(tmp_path, monkeypatch):
+    child = Child()
+    service = Service("worker", lambda: child, pulses=tmp_path)
+    service.start()
+    PulseFile(tmp_path, "worker").beat()
+    service.check()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600)  # a pause: nobody beat, and nobody looked
+    service.check()
+    assert not child.killed
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600 + PULSE_SECONDS)
+    service.check()
+    assert child.killed
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from capture import recovery
 from capture.claim import claim
 from capture.lanes import Lanes
 from capture.recovery import SHORTLIST, SHORTLIST_SECONDS, Shortlist, take_turns
@@ -81,6 +82,12 @@ def test_a_young_segment_and_those_behind_it_wait(spool):
     old, *_ = spool.segments(session.name)
     os.utime(session.path / str(old), (0, 0))
     assert names(Shortlist(spool).pick(9, older_than=60.0)) == [("door", 1)]
+
+
+def test_a_young_segment_is_not_even_locked_because_its_own_message_comes_now(spool, monkeypatch):
+    owing(spool, "door", 1)
+    monkeypatch.setattr(recovery, "claim", lambda *_: pytest.fail("a worker would take it for one in hand"))
+    assert Shortlist(spool).pick(9, older_than=60.0) == []
 
 
 def test_a_segment_from_the_future_is_a_clock_that_was_set_back_and_does_not_wait(spool):
