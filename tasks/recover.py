@@ -80,7 +80,7 @@ def _send_probe(worker: Worker, remembered: Remembered) -> str:
     if remembered.backlog or not worker.gate.is_due(worker.token()):
         return "the cloud is down: no probe is due"
     worker.memory.clear()
-    picked = worker.shortlist.pick_probe(older_than=worker.settings.spool.recover_after)
+    picked = worker.shortlist.pick_probe(older_than=SOON)  # its live message ended at the gate
     for probe in picked:
         debt = probe.debt
         publish(

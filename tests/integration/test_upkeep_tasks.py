@@ -236,6 +236,13 @@ def test_while_the_cloud_is_down_one_segment_goes_as_a_probe_when_one_is_due(spo
     assert len(messages(broker, BACKLOG)) == 1
 
 
+def test_a_probe_may_be_young_because_its_live_message_ended_at_the_gate(spool, broker):
+    past_session(spool, owes=1, age=3.0)
+    write_json(spool.state / "breaker.json", {"failures": 3, "probe_at": spool_time()})
+    recover()
+    assert uploads(broker) == [("gate", 1)]
+
+
 def test_nothing_is_sent_with_a_token_that_was_refused(spool, broker):
     past_session(spool, owes=3)
     gate = tasks.worker.this_worker().gate
