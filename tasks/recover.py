@@ -71,8 +71,18 @@ def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
         return _send_probe(worker, remembered)
     if is_tick:
         _tell_the_cloud(worker, remembered)
+    return _send_batches(worker, remembered, older_than=_patience(worker, remembered, afresh=afresh))
+
+
+def _patience(worker: Worker, remembered: Remembered, *, afresh: bool) -> float:
+    """Return for how many seconds a segment is left to its live message.
+
+    At the end of an outage for none: what was closed during it has lost its message at the gate.
+    """
     patience = worker.settings.spool.recover_after
-    return _send_batches(worker, remembered, older_than=min(patience, SOON) if remembered.going else patience)
+    if afresh:
+        return 0.0
+    return min(patience, SOON) if remembered.going else patience
 
 
 def _send_probe(worker: Worker, remembered: Remembered) -> str:

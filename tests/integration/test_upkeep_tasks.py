@@ -207,6 +207,15 @@ def test_after_an_outage_nobody_waits_for_an_earlier_failure(spool, broker):
     assert len(uploads(broker)) == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "age", "sent"), [((True, True), 0.0, 1), ((True,), 0.5, 0), ((True,), 3.0, 1)]
+)
+def test_at_the_end_of_an_outage_nobody_is_too_young(spool, broker, arguments, age, sent):
+    past_session(spool, owes=1, age=age)
+    recover(*arguments)
+    assert len(uploads(broker)) == sent
+
+
 def test_the_camera_behind_the_last_one_has_the_first_turn(spool, broker):
     for camera in ("gate", "hall", "yard"):
         past_session(spool, camera, owes=2)
