@@ -61,5 +61,14 @@ def add_segment(session: Session, sequence: int, content: bytes = PACKET * 4) ->
     return session.close_segment(sequence, start, 2.0)
 
 
+def owing(spool: Spool, camera: str, count: int) -> Session:
+    """Leave a session that has ended and owes so many segments."""
+    with start_session(spool, camera) as session:
+        for number in range(1, count + 1):
+            add_segment(session, number)
+        session.end()
+    return session
+
+
 def owed_path(session: Session, segment: SegmentName) -> Path:
     return session.path / str(segment)

@@ -7,18 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
 
-from capture.broker import EmbeddedBroker, RuntimeDir, queue_lengths
+from capture.broker import queue_lengths
 from capture.handoff import LIVE
+from tests.acceptance.conftest import DEADLINE
 from tests.chaos.clock import HOUR, NoClockError, SteppedClock
 
-DEADLINE = 30.0
 TICKS_WITHIN = 12.0  # seconds; a tick is due every five
 
 
@@ -30,15 +28,6 @@ def stepped(tmp_path):
     except NoClockError as error:
         pytest.skip(str(error))
     return clock
-
-
-@pytest.fixture
-def broker():
-    with tempfile.TemporaryDirectory(prefix="acc-") as base, RuntimeDir(Path(base)) as runtime:
-        embedded = EmbeddedBroker(runtime.path)
-        embedded.start()
-        yield embedded
-        embedded.stop()
 
 
 @pytest.fixture

@@ -12,20 +12,12 @@ from capture.segment import SegmentName, SessionName
 from capture.spool import Debt, Spool
 from tasks.batch import next_window
 from tasks.memory import count_lanes
-from tests.conftest import PACKET, add_segment, start_session
+from tests.conftest import PACKET, owing, start_session
 
 
 def debt(camera, sequence):
     session = SessionName.parse(f"relay-segments-{camera}-20260601T120000Z-aaaaaaaa")
     return Debt(session, SegmentName.parse(f"{sequence:08d}_20260601T120000.000Z_2000.ts"))
-
-
-def owing(spool, camera, count):
-    with start_session(spool, camera) as session:
-        for number in range(1, count + 1):
-            add_segment(session, number)
-        session.end()
-    return session
 
 
 def names(picked):

@@ -14,15 +14,7 @@ from capture.settings import IngestSettings
 from capture.source import parse_source
 from capture.spool import read_json
 from capture.upkeep import close_dead_sessions, note_gap, requeue_rejected, sweep
-from tests.conftest import PACKET, add_segment, start_session
-
-
-def owing(spool, camera, count):
-    with start_session(spool, camera) as session:
-        for number in range(1, count + 1):
-            add_segment(session, number)
-        session.end()
-    return session
+from tests.conftest import PACKET, add_segment, owing, start_session
 
 
 def test_one_entry_that_cannot_be_salvaged_does_not_stop_the_salvage_of_others(spool):
