@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from capture.outcome import Kind, Outcome
@@ -60,12 +59,7 @@ class Batch:
         self.has_lane = self._lane.enter_context(self._worker.lanes.take(self._remembered.lanes))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         window = None
         if self.delivered or self._failed:
             window = next_window(

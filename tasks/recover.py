@@ -114,10 +114,9 @@ def _send_batches(worker: Worker, remembered: Remembered, *, older_than: float) 
     )
     if not picked:
         return "nothing waits"
-    worker.memory.note_sent([each.debt.key for each in picked], turn=picked[-1].debt.camera)
     size = -(-len(picked) // free)
     for first in range(0, len(picked), size):
-        publish(worker.app, _batch(worker, picked[first : first + size]))
+        _send_batch(worker, picked[first : first + size], BACKLOG)
     return f"sent messages for {len(picked)} segments"
 
 
@@ -127,15 +126,16 @@ def _help_the_starved(worker: Worker, remembered: Remembered) -> str:
         return "the last batch is not taken yet"
     picked = worker.shortlist.pick(1, older_than=0.0, after=remembered.turn)
     if picked:
-        worker.memory.note_sent([each.debt.key for each in picked], turn=picked[-1].debt.camera)
-        publish(worker.app, _batch(worker, picked, queue=LIVE))
+        _send_batch(worker, picked, LIVE)
     return "the last batch was not taken for long: one segment goes among the new ones"
 
 
-def _batch(worker: Worker, picked: list[Picked], queue: str = BACKLOG) -> Message:
+def _send_batch(worker: Worker, picked: list[Picked], queue: str) -> None:
+    """Send one message for all of these, and remember who has one."""
+    worker.memory.note_sent([each.debt.key for each in picked], turn=picked[-1].debt.camera)
     names = [[str(each.debt.session), str(each.debt.segment)] for each in picked]
     longest = max(attempt_seconds(worker.settings.ingest, each.size) for each in picked)
-    return Message(UPLOAD_BATCH, (names,), queue, time_limits(BATCH_SECONDS + longest))
+    publish(worker.app, Message(UPLOAD_BATCH, (names,), queue, time_limits(BATCH_SECONDS + longest)))
 
 
 def _tell_the_cloud(worker: Worker, remembered: Remembered) -> None:
