@@ -98,6 +98,7 @@ def _load(options: dict[str, Any]) -> Any:  # noqa: ANN401 - Settings, imported 
         source=options["source"],
         camera_id=options["camera_id"],
         realtime=False if options["no_realtime"] else None,
+        tolerate_bad_cameras=True,
     )
 
 

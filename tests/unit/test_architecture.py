@@ -23,7 +23,7 @@ DOORS = {
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
     "click": {"cli", "operate"},
-    "tomllib": {"settings"},
+    "tomllib": {"settings_layers"},
 }
 
 
