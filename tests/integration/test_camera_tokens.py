@@ -146,7 +146,7 @@ def test_with_every_token_refused_nothing_is_sent(work, spool, sink, broker):
 
 
 def test_a_token_file_that_is_gone_holds_back_its_camera_alone_and_says_so(
-    work, spool, sink, broker, own_file, capsys
+    work, spool, sink, broker, own_file, *, capsys
 ):
     work(sink)
     own_file.unlink()
