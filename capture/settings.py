@@ -56,6 +56,7 @@ __all__ = [
     "read_settings",
     "read_token",
     "require_cloud",
+    "token_trouble",
 ]
 
 
@@ -210,7 +211,7 @@ def require_cloud(settings: Settings) -> str:
     return settings.ingest.url
 
 
-def token_trouble(ingest: IngestSettings, camera: str) -> str | None:
+def token_trouble(ingest: IngestSettings, camera: str | None) -> str | None:
     """Return why a camera has no token at present; None if it has one."""
     try:
         read_token(ingest, camera)

@@ -113,7 +113,7 @@ class CameraSettings(_Section):
     """
 
     source: SourceText
-    user: str | None = None
+    user: str | None = Field(default=None, repr=False)  # as little to be shown as in a URL
     password: SecretStr | None = None
     name: CameraName | None = None
     segment_seconds: SegmentSeconds | None = None

@@ -22,7 +22,7 @@ DOORS = {
     "kombu": {"handoff"},
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
-    "click": {"cli", "operate"},
+    "click": {"cli", "operate", "config_commands"},
     "tomllib": {"settings_layers"},
 }
 
