@@ -293,42 +293,43 @@ def test_token_files_in_a_variable_are_json_or_a_problem(value):
 # --- odd passwords ---------------------------------------------------------------------------------
 
 
-@how(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(user=ODD, password=ODD)
-@example(user="admin", password="a%41:@/?#[]\\'\"&=;ü ")
-def test_a_login_of_any_characters_arrives_as_it_is_and_shows_nowhere(tmp_path, load, user, password):
-    (tmp_path / "pw").write_bytes(password.encode() + b"\n")
-    ways = {
-        "inline": basic_string(password),
-        "file": '{ file = "pw" }',
-        "env": '{ env = "PW" }',
-    }
-    tables = (
+def with_login_by_all_ways(load, directory, user, password):
+    (directory / "pw").write_bytes(password.encode() + b"\n")
+    ways = {"inline": basic_string(password), "file": '{ file = "pw" }', "env": '{ env = "PW" }'}
+    text = "".join(
         f'[cameras.{way}]\nsource = "http://192.0.2.1/x"\nuser = {basic_string(user)}\npassword = {value}\n'
         for way, value in ways.items()
     )
     url = f"http://{quote(user, safe='')}:{quote(password, safe='')}@192.0.2.1/x"
-    text = (
-        "".join(tables) + f'[cameras.url]\nsource = "{url}"\n[cameras.plain]\nsource = "http://192.0.2.1/x"\n'
-    )
-    settings = load(text, {"PW": password})
-    for way in (*ways, "url"):
+    text += f'[cameras.url]\nsource = "{url}"\n[cameras.plain]\nsource = "http://192.0.2.1/x"\n'
+    return load(text, {"PW": password})
+
+
+def all_that_is_shown(settings):
+    sources = [camera.parsed_source() for camera in settings.cameras.values()]
+    shown = [settings, str(settings), settings.cameras, settings.worker_environment(), settings.warnings]
+    return repr([*shown, sources, *map(str, sources)])
+
+
+@how(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(user=ODD, password=ODD)
+@example(user="admin", password="a%41:@/?#[]\\'\"&=;ü ")
+def test_a_login_of_any_characters_arrives_as_it_is_and_shows_nowhere(tmp_path, load, user, password):
+    settings = with_login_by_all_ways(load, tmp_path, user, password)
+    for way in ("inline", "file", "env", "url"):
         assert login(settings, way) == (user, password)
     # The id is that of the address: it stays when user or password change.
     assert len({camera.parsed_source().camera_id() for camera in settings.cameras.values()}) == 1
     assert password in settings.secrets()
-    shown = [repr(settings), str(settings), repr(settings.cameras), str(settings.worker_environment())]
-    shown += [
-        repr(camera.parsed_source()) + str(camera.parsed_source()) for camera in settings.cameras.values()
-    ]
-    for form in (password, quote(password, safe=""), quote(user, safe="")):
-        assert form not in "".join(shown)
+    # A password can be a word of what is shown; so: what is shown is the same for any other login.
+    assert all_that_is_shown(settings) == all_that_is_shown(
+        with_login_by_all_ways(load, tmp_path, "somebody", "something")
+    )
 
 
-@how(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(password=ODD)
-def test_no_message_about_a_wrong_place_for_a_secret_quotes_it(tmp_path, password):
-    (tmp_path / "pw").write_bytes(password.encode() * 2 + b"\n" + password.encode())
+def words_about(path, password):
+    """Return all that is said of a file with a secret in many wrong places."""
+    (path.parent / "pw").write_bytes(password.encode() * 2 + b"\n" + password.encode())
     value, url = basic_string(password), basic_string(f"rtsp://u:{password}@")
     text = f"""
     token = {value}
@@ -358,19 +359,27 @@ def test_no_message_about_a_wrong_place_for_a_secret_quotes_it(tmp_path, passwor
     source = {{ env = "PW" }}
     pass = {value}
     """
-    path = tmp_path / "relay.toml"
     path.write_text(text, encoding="utf-8")
-    reading = read_settings(environ={"PW": f"rtmp://u:{password}@h"}, config=path)
-    words = "\n".join([repr(reading.settings), *map(str, reading.problems), *map(repr, reading.problems)])
+    environ = {"PW": f"rtmp://u:{password}@h"}
+    reading = read_settings(environ=environ, config=path)
     assert reading.settings is None
     assert len(reading.problems) >= 8
-    assert password not in words
     with pytest.raises(RelayError) as caught:
-        load_settings(environ={"PW": f"rtmp://u:{password}@h"}, config=path)
-    chain = caught.value
+        load_settings(environ=environ, config=path)
+    chain, words = caught.value, [*map(str, reading.problems), *map(repr, reading.problems)]
     while chain is not None:
-        assert password not in str(chain) + repr(chain)
+        words += [str(chain), repr(chain)]
         chain = chain.__cause__ or chain.__context__
+    return "\n".join(words)
+
+
+@how(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(password=ODD)
+def test_no_message_about_a_wrong_place_for_a_secret_quotes_it(tmp_path, password):
+    path = tmp_path / "relay.toml"
+    words = words_about(path, password)
+    # A password can be a word of a message: then it stands there with any other, too.
+    assert password not in words or password in words_about(path, "Xq7~")
 
 
 @given(password=ODD)
