@@ -135,7 +135,7 @@ class Agent:
         refused = {camera: str(note.get("advice")) for camera, note in notes.items() if note is not None}
         if len(refused) == len(notes):
             return next(iter(refused.values()), None)
-        for camera in refused.keys() - self._told_refused:
+        for camera in sorted(refused.keys() - self._told_refused):
             log.error("camera_refused", camera=camera, advice=refused[camera], then=_OTHERS_GO_ON)
         self._told_refused = set(refused)
         return None

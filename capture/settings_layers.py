@@ -62,10 +62,11 @@ def file_layer(path: Path) -> Layer:
     for key, value in list(layer.items()):
         if key[0] == "cameras" and key[2:] == ("token_file",) and is_camera_id(key[1]):
             # Also when the rest of the table is wrong: what is owed from before goes with this token.
-            layer["ingest", "token_files", key[1]] = value
+            layer["ingest", "token_files", key[1]] = replace(value, value=str(value.value))
     for key, value in layer.items():
-        if key in _BESIDE or key[:2] == ("ingest", "token_files"):
-            layer[key] = replace(value, value=str(path.absolute().parent / str(value.value)))
+        is_beside = key in _BESIDE or (key[:2] == ("ingest", "token_files") and len(key) == _DEPTH)
+        if is_beside and isinstance(value.value, str):
+            layer[key] = replace(value, value=str(path.absolute().parent / value.value))
     return layer
 
 

@@ -27,6 +27,7 @@ class Tokens:
         self._worker = worker
         self._own = worker.settings.ingest.token_files
         self._read: dict[Path | None, tuple[Standing, str]] = {}
+        self._trouble: dict[Path | None, ConfigError] = {}
         if not self._own:
             worker.token()
 
@@ -36,8 +37,11 @@ class Tokens:
         return bool(self._own)
 
     def is_good(self, camera: str) -> bool:
-        """Tell whether nothing holds this camera's uploads back."""
-        return self._look(camera)[0] is Standing.GOOD
+        """Tell whether nothing holds this camera's uploads back; say so when it has no token."""
+        standing, _ = self._look(camera)
+        if standing is Standing.MISSING:
+            tell_unfit(self._trouble[self._own.get(camera)])
+        return standing is Standing.GOOD
 
     def may_knock(self, camera: str) -> bool:
         """Tell whether an attempt of this camera would go out now, if nobody else is at it."""
@@ -73,8 +77,7 @@ class Tokens:
         try:
             token = self._worker.token(camera)
         except ConfigError as error:
-            if camera is not None or not self._own:  # that there is none for all may well be meant
-                tell_unfit(error)
+            self._trouble[self._own.get(camera) if camera is not None else None] = error
             return Standing.MISSING, ""
         is_refused = self._worker.gate.refusal(token) is not None
         return (Standing.REFUSED if is_refused else Standing.GOOD), token

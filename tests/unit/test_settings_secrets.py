@@ -1,5 +1,6 @@
 """Secrets by reference, logins as keys, cameras left out when wrong: and no secret in any word about it."""
 
+import json
 import string
 from urllib.parse import quote
 
@@ -284,6 +285,12 @@ def test_a_cloud_and_a_token_of_one_camera_are_enough_to_start(load, tmp_path):
     assert require_cloud(load(text)) == "http://x"
 
 
+def test_an_empty_table_of_token_files_is_none_and_a_number_is_no_path(load):
+    assert load("[ingest.token_files]\n").ingest.token_files == {}
+    with pytest.raises(ConfigError, match=r"ingest\.token_file: found 3"):
+        load("[ingest]\ntoken_file = 3\n")
+
+
 @pytest.mark.parametrize("value", ["x", "[]", '{"../x": "y"}', '{"a": 3}', "[" * 5000])
 def test_token_files_in_a_variable_are_json_or_a_problem(value):
     with pytest.raises(ConfigError, match="RELAY_INGEST__TOKEN_FILES"):
@@ -379,7 +386,8 @@ def test_no_message_about_a_wrong_place_for_a_secret_quotes_it(tmp_path, passwor
     path = tmp_path / "relay.toml"
     words = words_about(path, password)
     # A password can be a word of a message: then it stands there with any other, too.
-    assert password not in words or password in words_about(path, "Xq7~")
+    for form in (password, json.dumps(password)[1:-1], quote(password, safe="")):
+        assert form not in words or form in words_about(path, "Xq7~")
 
 
 @given(password=ODD)
