@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import structlog
+
 from capture.agent import Agent, plan_cameras
 from capture.broker import RuntimeDir, ping
 from capture.broker_note import note_broker
@@ -19,6 +21,8 @@ from capture.sink import FaultPlan, Sink, SinkEvent
 from capture.spool import Spool
 from capture.stack import Stack
 
+log = structlog.get_logger()
+
 
 def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool, str]:
     """Check what has to be there, before anything is made; return the spool and ffmpeg's path."""
@@ -28,7 +32,16 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
     if len(plans) == 1:  # among many, one bad source is that camera's trouble alone
         require_video(ffmpeg.path, plans[0].source)
+    tell_trouble(settings)
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
+
+
+def tell_trouble(settings: Settings) -> None:
+    """Log what is wrong with the settings, and keeps nothing or one camera alone from running."""
+    for warning in settings.warnings:
+        log.warning("secret_readable_by_others", advice=warning)
+    for camera, problems in settings.faulty_cameras.items():
+        log.error("camera_misconfigured", camera=camera, problems=list(problems), then="the others run")
 
 
 def run_agent(settings: Settings, *, as_json: bool = False, verbose: bool = False) -> int:
