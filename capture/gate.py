@@ -16,6 +16,7 @@ import os
 import random
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -95,6 +96,10 @@ def _number(state: dict[str, Any], key: str) -> float:
     return number if math.isfinite(number) else 0.0
 
 
+def _token_id(spool_id: str, token: str) -> str:
+    return hmac.new(spool_id.encode(), token.encode(), hashlib.sha256).hexdigest()[:12]
+
+
 @dataclass
 class Admission:
     """The gate's answer to one attempt, as a context; a probe holds the only probe slot until its end."""
@@ -138,10 +143,12 @@ class Gate:
         self._settings = settings
         self._breaker = spool.state / _BREAKER
         self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
+        # Asked before and after each attempt, of very few tokens.
+        self._token_id = lru_cache(maxsize=16)(partial(_token_id, spool.id))
 
     def token_id(self, token: str) -> str:
         """Return a short name for a token that tells nothing about it."""
-        return hmac.new(self._spool.id.encode(), token.encode(), hashlib.sha256).hexdigest()[:12]
+        return self._token_id(token)
 
     def _refused_path(self, token: str) -> Path:
         return self._spool.state / f"refused-{self.token_id(token)}.json"
