@@ -213,9 +213,7 @@ class Agent:
     def _owes(self) -> bool:
         """Tell whether anything is owed; stops at the first, where counting very many takes its time."""
         ours = self._ours()
-        return any(
-            name.camera in ours and self._spool.has_segments(name) for name in self._spool.sessions()
-        )
+        return any(name.camera in ours and self._spool.has_segments(name) for name in self._spool.sessions())
 
     def rejected(self) -> int:
         """Return how many segments of this run the cloud would not take."""

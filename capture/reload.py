@@ -40,8 +40,9 @@ class Reloader:
         *,
         learn: Callable[[Settings], None] = lambda _settings: None,
     ) -> None:
-        """`load` reads the settings as at the start; None where they cannot change. `learn` has the log mask
-        the secrets of new settings, too, before anything is said about them.
+        """`load` reads the settings as at the start; None where they cannot change.
+
+        `learn` has the log mask the secrets of new settings, too, before anything is said about them.
         """
         self._settings = settings
         self._load = load
