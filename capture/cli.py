@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -109,7 +110,7 @@ def run(**options: Any) -> int:  # noqa: ANN401 - click's
     """Capture, and leave the uploading to workers elsewhere."""
     from capture.commands import run_agent  # noqa: PLC0415
 
-    return run_agent(_load(options), as_json=options["as_json"], verbose=options["verbose"])
+    return run_agent(partial(_load, options), as_json=options["as_json"], verbose=options["verbose"])
 
 
 @cli.command()
@@ -133,9 +134,8 @@ def up(concurrency: int, flower: int | None, **options: Any) -> int:  # noqa: AN
     """Everything on one machine: broker, worker, beat and capture."""
     from capture.commands import run_everything  # noqa: PLC0415
 
-    settings = _load(options)
     return run_everything(
-        settings,
+        partial(_load, options),
         concurrency=concurrency,
         flower_port=flower,
         as_json=options["as_json"],
