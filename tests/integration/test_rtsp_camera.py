@@ -12,6 +12,7 @@ from tests.cameras.recording import picture_numbers
 MARK = "Zq7xKv"  # in every password: letters and digits survive any escaping
 PASSWORD = f"p@ss: {MARK}w'o\"r\\d/%?#&ü€="
 LONG = MARK + "x" * 100
+YET = {"strict": True, "raises": AssertionError}  # what is wrong and known; remove the mark when it is right
 LOOP = 100  # pictures, then their numbers begin anew
 CLOSED = {"the camera closed the connection", "the source ended"}
 
@@ -69,10 +70,11 @@ def test_a_password_that_was_changed_is_named_as_the_cause_and_capture_goes_on_w
 def test_no_frame_is_lost_or_doubled_at_the_borders_of_segments(rtsp_camera, record, options):
     camera = rtsp_camera(**options)
     recording = record(camera.url)
-    recording.wait_segments(3)
-    recording.stop()
+    recording.wait_segments(2)
+    recording.stop()  # a third one is cut short
     numbers = picture_numbers(recording.ffmpeg, recording.files())
-    assert len(numbers) > 2.5 * options.get("fps", 10)
+    assert len(recording.files()) >= 2
+    assert len(numbers) >= 2 * options.get("fps", 10)
     assert numbers == [(numbers[0] + place) % LOOP for place in range(len(numbers))]
 
 
@@ -123,7 +125,7 @@ def test_a_camera_that_refuses_sessions_is_asked_again_until_it_takes_one(rtsp_c
     recording.wait_segments(1)
 
 
-@pytest.mark.xfail(strict=True, reason="the cause is told as 'the camera does not understand the request'")
+@pytest.mark.xfail(**YET, reason="the cause is told as 'the camera does not understand the request'")
 def test_a_camera_without_video_is_told_from_one_that_does_not_answer(rtsp_camera, record):
     recording = record(rtsp_camera(codec="none", audio="pcma").url)
     assert "no video" in recording.wait_logged("capture_interrupted")["reason"]
@@ -132,14 +134,16 @@ def test_a_camera_without_video_is_told_from_one_that_does_not_answer(rtsp_camer
 def pictures(ffmpeg, path):
     """Return the codec and the sizes of what a decoder finds in a segment."""
     command = [ffmpeg, "-nostdin", "-hide_banner", "-i", path, "-f", "null", "-"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    said = done.stderr
+    assert done.returncode == 0, said
     codec = re.search(r"Stream #0:0.*Video: (\w+)", said)
     sizes = re.findall(r"(?:Video: .*?, |changed to .*?, )(\d+x\d+)", said.partition("Output #0")[0])
     sizes += re.findall(r"changed to .*?, (\d+x\d+)", said)
     return codec[1] if codec else None, set(sizes)
 
 
-@pytest.mark.xfail(strict=True, reason="one session goes on, and in the stream one segment holds both")
+@pytest.mark.xfail(**YET, reason="one session goes on, and in the stream one segment holds both")
 @pytest.mark.parametrize("how", ["size-in-the-stream", "size-after-a-restart", "codec-after-a-restart"])
 def test_a_switch_of_size_or_codec_begins_a_new_session_and_no_segment_holds_both(rtsp_camera, record, how):
     camera = rtsp_camera()
@@ -162,7 +166,7 @@ def test_a_switch_of_size_or_codec_begins_a_new_session_and_no_segment_holds_bot
     assert list(by_session.values()) == [{("h264", "320x180")}, {(codec, size)}]
 
 
-@pytest.mark.xfail(strict=True, reason="MPEG-TS has no MJPEG: copied, no player finds video in it")
+@pytest.mark.xfail(**YET, reason="MPEG-TS has no MJPEG: copied, no player finds video in it")
 def test_pictures_of_an_mjpeg_camera_can_be_played(rtsp_camera, record):
     recording = record(rtsp_camera(codec="mjpeg", size="320x192").url)
     recording.wait_segments(2)
