@@ -33,11 +33,11 @@ class Discard:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self) -> tuple[float, int, int]:
-        """Return its CPU seconds, the requests it answered and the connections it took, since it began."""
+    def ask(self) -> tuple[float, int, int, int]:
+        """Return its CPU seconds, and requests, connections and bytes of bodies, since it began."""
         self._pipe.send("tell")
-        cpu, requests, connections = self._pipe.recv()
-        return float(cpu), int(requests), int(connections)
+        cpu, requests, connections, size = self._pipe.recv()
+        return float(cpu), int(requests), int(connections), int(size)
 
 
 @contextmanager
@@ -57,6 +57,7 @@ def discarding() -> Iterator[Discard]:
 class _Counts:
     requests = 0
     connections = 0
+    bytes = 0
 
 
 def _serve(pipe: Connection) -> None:
@@ -68,7 +69,7 @@ def _serve(pipe: Connection) -> None:
         while pipe.recv():
             used = resource.getrusage(resource.RUSAGE_SELF)
             with guard:
-                pipe.send((used.ru_utime + used.ru_stime, counts.requests, counts.connections))
+                pipe.send((used.ru_utime + used.ru_stime, counts.requests, counts.connections, counts.bytes))
 
 
 def _accept(listener: socket.socket, counts: _Counts, guard: threading.Lock) -> None:
@@ -83,13 +84,13 @@ def _accept(listener: socket.socket, counts: _Counts, guard: threading.Lock) -> 
 def _talk(connection: socket.socket, counts: _Counts, guard: threading.Lock) -> None:
     buffer = memoryview(bytearray(BUFFER))
     with connection, suppress(OSError):
-        while answer := _take_one(connection, buffer):
+        while answer := _take_one(connection, buffer, counts, guard):
             with guard:
                 counts.requests += 1
             connection.sendall(answer)
 
 
-def _take_one(connection: socket.socket, buffer: memoryview) -> bytes:
+def _take_one(connection: socket.socket, buffer: memoryview, counts: _Counts, guard: threading.Lock) -> bytes:
     """Read one request and forget it; return the answer to it, nothing at the end of the connection."""
     head = b""
     while _HEAD_END not in head:
@@ -107,4 +108,6 @@ def _take_one(connection: socket.socket, buffer: memoryview) -> bytes:
         if not got:
             return b""
         left -= got
+        with guard:
+            counts.bytes += got
     return REGISTERED if head.startswith(b"POST /api/cameras ") else ANSWER

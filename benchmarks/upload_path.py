@@ -237,7 +237,7 @@ def _one_size(bench: Bench, run: Run, size: int, repeat: int) -> dict[str, list[
                     processes=bench.processes,
                     folder=bench.folder,
                 )
-            cpu, requests, connections = (b - a for a, b in zip(before, bench.server.ask(), strict=True))
+            cpu, requests, connections, _ = (b - a for a, b in zip(before, bench.server.ask(), strict=True))
             if requests < cost.segments:
                 sys.exit(f"{name}: the server counted {requests} of {cost.segments} segments")
             done.append(

@@ -31,6 +31,8 @@ token_file = "relay.token"
 #attempt_seconds = 30
 #slowest_uplink = 64000
 #tries = 4
+# The most that all uploads of this host together may take: a rate, or times of the day with a rate for each.
+#max_rate = "08:00-18:00 2Mbit, 18:00-08:00 10Mbit"
 # Authorities to trust instead of the public ones.
 #ca_file = "ca.pem"
 

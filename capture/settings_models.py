@@ -30,6 +30,7 @@ from capture.settings_values import (
     CloudUrl,
     FilePath,
     Fps,
+    MaxRate,
     OnRefused,
     Resolution,
     Seconds,
@@ -71,6 +72,7 @@ class IngestSettings(_Section):
     on_refused: OnRefused = "stop"
     attempt_seconds: Annotated[Seconds, Field(ge=1, le=600)] = 30.0
     slowest_uplink: Annotated[ByteSize, Field(ge=1000)] = ByteSize(64_000)
+    max_rate: MaxRate | None = None
     tries: Annotated[int, Field(ge=1, le=10)] = 4
     ca_file: FilePath | None = None
     hold_probe_every: Annotated[Seconds, Field(ge=1)] = 30.0

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from capture.errors import RelayError
 from capture.segment import is_camera_id
 from capture.source import parse_source
+from capture.timetable import parse_timetable
 
 EXAMPLE_CLOUD = "https://cloud.example.com"
 CAMERA_ID_RULE = "expected 1 to 64 ASCII letters, digits, '_', '.' or '-', beginning with a letter or digit"
@@ -97,6 +98,11 @@ def _broker_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _max_rate(value: str) -> str:
+    parse_timetable(value)
+    return value
+
+
 def _success_code(value: int) -> int:
     if not 200 <= value <= 299:  # noqa: PLR2004 - what a success is called in HTTP
         raise ValueError("a success code lies between 200 and 299")
@@ -139,4 +145,5 @@ Token = Annotated[SecretStr, AfterValidator(_token)]
 SourceText = Annotated[SecretStr, AfterValidator(_source)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
 FilePath = Annotated[Path, AfterValidator(_path)]
+MaxRate = Annotated[str, AfterValidator(_max_rate)]
 SuccessCode = Annotated[int, AfterValidator(_success_code)]

@@ -107,7 +107,7 @@ def _upload(
         if is_live and attempt == 1 and _is_late(worker, found):
             worker.leave_to_recover()
             return "left to recover: newer video waits"
-        outcome = _attempt(worker, found, attempt)
+        outcome = _attempt(worker, found, attempt, is_live=is_live)
     if not isinstance(outcome, str):
         _end_if_over(worker, names[0])
     return outcome
@@ -141,7 +141,7 @@ def _hostile(found: str) -> str:
     return "refused: not a segment of this spool"
 
 
-def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
+def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Outcome | str:
     camera = claimed.session.camera
     token = worker.token(camera)
     with worker.gate.admit(token) as admission:
@@ -151,7 +151,7 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
             )
         try:
             outcome, sha256 = worker.ingest.send_segment(
-                claimed, token, answer_seconds=admission.answer_seconds
+                claimed, token, answer_seconds=admission.answer_seconds, is_live=is_live
             )
         except SoftTimeLimitExceeded:
             worker.drop_client()
