@@ -3,7 +3,7 @@
     python -m benchmarks.rate_cap [--rates 2Mbit,20Mbit,200Mbit] [--processes 4] [--seconds 30]
 
 Half of the processes send new video, half a backlog, all with the relay's own client and limiter, to a server
-that only counts. Prints the rate in each window of ten seconds as a share of what was set, and who got how much.
+that only counts. Prints the rate in each window of ten seconds as a share of what was set, and who got what.
 """
 
 import argparse
