@@ -8,11 +8,13 @@ import multiprocessing
 import re
 import resource
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 BUFFER = 1024 * 1024
@@ -41,11 +43,11 @@ class Discard:
 
 
 @contextmanager
-def discarding() -> Iterator[Discard]:
-    """Run the server on a free port."""
+def discarding(certificate: Path | None = None) -> Iterator[Discard]:
+    """Run the server on a free port; with TLS if it is given a PEM file with certificate and key."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, certificate), daemon=True)
     process.start()
     try:
         yield Discard(ours.recv(), ours)
@@ -60,10 +62,14 @@ class _Counts:
     bytes = 0
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, certificate: Path | None) -> None:
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     counts, guard = _Counts(), threading.Lock()
-    threading.Thread(target=_accept, args=(listener, counts, guard), daemon=True).start()
+    threading.Thread(target=_accept, args=(listener, tls, counts, guard), daemon=True).start()
     pipe.send(listener.getsockname()[1])
     with suppress(EOFError):
         while pipe.recv():
@@ -72,18 +78,20 @@ def _serve(pipe: Connection) -> None:
                 pipe.send((used.ru_utime + used.ru_stime, counts.requests, counts.connections, counts.bytes))
 
 
-def _accept(listener: socket.socket, counts: _Counts, guard: threading.Lock) -> None:
+def _accept(
+    listener: socket.socket, tls: ssl.SSLContext | None, counts: _Counts, guard: threading.Lock
+) -> None:
     while True:
         connection, _ = listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with guard:
             counts.connections += 1
-        threading.Thread(target=_talk, args=(connection, counts, guard), daemon=True).start()
+        threading.Thread(target=_talk, args=(connection, tls, counts, guard), daemon=True).start()
 
 
-def _talk(connection: socket.socket, counts: _Counts, guard: threading.Lock) -> None:
+def _talk(plain: socket.socket, tls: ssl.SSLContext | None, counts: _Counts, guard: threading.Lock) -> None:
     buffer = memoryview(bytearray(BUFFER))
-    with connection, suppress(OSError):
+    with suppress(OSError), tls.wrap_socket(plain, server_side=True) if tls else plain as connection:
         while answer := _take_one(connection, buffer, counts, guard):
             with guard:
                 counts.requests += 1

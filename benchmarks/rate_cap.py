@@ -50,7 +50,7 @@ def send(
 def measure(rate: str, processes: int, seconds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="rate-") as name, discarding() as server:
         spool = Spool.open(Path(name) / "spool", create=True)
-        names = _segments(spool, processes)
+        names = segments(spool, processes, video(SIZE))
         context = multiprocessing.get_context("spawn")
         with context.Pool(processes) as pool:
             until = time.time() + seconds + 3  # they need a moment to begin
@@ -72,8 +72,8 @@ def measure(rate: str, processes: int, seconds: int) -> dict[str, object]:
     return {"rate": rate, "shares": shares, "live": live, "backlog": backlog}
 
 
-def _segments(spool: Spool, count: int) -> list[tuple[SessionName, SegmentName]]:
-    content = video(SIZE)
+def segments(spool: Spool, count: int, content: bytes) -> list[tuple[SessionName, SegmentName]]:
+    """Owe so many segments; return their names."""
     with Session.start(
         spool, "cam", display_name="cam", source=parse_source("test:"), segment_seconds=2.0
     ) as session:
