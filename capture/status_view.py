@@ -8,7 +8,17 @@ from capture.log import printable
 from capture.status import BrokerStatus, CameraStatus, IngestStatus, Status
 from capture.words import bytes_text, many, seconds_text
 
-_COLUMNS = ("camera", "state", "newest", "owed", "oldest", "rejected", "in", "out")
+_COLUMNS = ("camera", "state", "newest", "owed", "oldest", "rejected", "in", "out", "gaps in 24 h")
+# The words alone tell the states apart; colour only helps, and rich leaves it out where it does not belong.
+_STYLES = {
+    "recording": "green",
+    "starting": "cyan",
+    "no video": "bold red",
+    "interrupted": "yellow",
+    "never ran": "yellow",
+    "switched off": "dim",
+    "ended": "dim",
+}
 
 
 def view(status: Status) -> RenderableType:
@@ -22,18 +32,19 @@ def view(status: Status) -> RenderableType:
     return Group(*rows, *(Text(printable(line)) for line in _lines(status)))
 
 
-def _row(camera: CameraStatus) -> tuple[str, ...]:
+def _row(camera: CameraStatus) -> tuple[str | Text, ...]:
     owed = f"{camera.owed} ({bytes_text(camera.owed_bytes)})" if camera.owed else "0"
     age = camera.newest_segment_age
     return (
         camera.id,
-        camera.state,
+        Text(camera.words, _STYLES.get(camera.words, "")),
         "-" if age is None else seconds_text(age),
         owed,
         seconds_text(camera.oldest_owed_age),
         str(camera.rejected),
         f"{bytes_text(camera.closed_bytes_per_second)}/s",
         f"{bytes_text(camera.delivered_bytes_per_second)}/s",
+        f"{camera.gaps.count}, {seconds_text(camera.gaps.seconds)}" if camera.gaps.count else "0",
     )
 
 

@@ -179,8 +179,9 @@ def test_the_json_is_stable(spool):
     assert list(found["cameras"][0]) == [
         *("id", "configured", "state", "sessions", "newest_segment_end", "newest_segment_age", "owed"),
         *("owed_bytes", "oldest_owed_age", "rejected", "closed_bytes_per_second"),
-        *("delivered_bytes_per_second", "last_delivered_age"),
+        *("delivered_bytes_per_second", "last_delivered_age", "name", "words", "writing_age", "gaps"),
     ]
+    assert list(found["cameras"][0]["gaps"]) == ["since", "count", "seconds", "last", "slots"]
 
 
 def test_a_note_about_a_broker_that_is_gone_is_ignored(spool, tmp_path):
