@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,12 +32,24 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 
+def _page(agent: Agent, spool: Spool, ffmpeg: str) -> AbstractContextManager[Callable[[], None]]:
+    """Serve the page, if it is wanted; gives what the main loop calls each time round."""
+    listen = agent.settings.web.listen
+    if listen is None:
+        return nullcontext(lambda: None)
+    from capture.web import web_page  # noqa: PLC0415 - a megabyte that an agent without it saves
+
+    return web_page(agent, spool, ffmpeg, listen=listen)
+
+
 def run_agent(settings: Settings, *, as_json: bool = False, verbose: bool = False) -> int:
     """`run`: the capture agent alone."""
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
     signals = StopSignals()
     signals.install()
-    return live(Agent(settings, spool, ffmpeg), None, settings, spool, signals)
+    agent = Agent(settings, spool, ffmpeg)
+    with _page(agent, spool, ffmpeg) as on_tick:
+        return live(agent, None, settings, spool, signals, on_tick=on_tick)
 
 
 def run_everything(
@@ -67,7 +80,9 @@ def run_everything(
         settings = stack.settings_for_agent(settings)
         if own_broker:
             note_broker(spool, settings.broker.url.get_secret_value())
-        return live(Agent(settings, spool, ffmpeg), stack, settings, spool, signals)
+        agent = Agent(settings, spool, ffmpeg)
+        with _page(agent, spool, ffmpeg) as on_tick:
+            return live(agent, stack, settings, spool, signals, on_tick=on_tick)
 
 
 def run_sink(
