@@ -167,20 +167,20 @@ class CameraJournal:
     def _read(self, file: BinaryIO, path: Path, position: int | None) -> int:
         """Feed the whole lines from a position on; return where the next ones begin."""
         size = os.fstat(file.fileno()).st_size
-        starts = max(0, size - DAY_BYTES) if position is None else min(position, size)
-        file.seek(starts)
+        start = max(0, size - DAY_BYTES) if position is None else min(position, size)
+        file.seek(start)
+        is_torn = position is None and start > 0  # begun in the middle of a line
+        is_first = position is None
         every_line_from = max(0, size - TAIL_BYTES)
-        is_first = True
-        for offset, line in _lines(file, starts):
+        for at, line in _lines(file, start):
             if not line.endswith(b"\n"):
-                return offset
-            is_torn = is_first and position is None and starts > 0
+                return at
             # The first line tells how far back the journal is known.
-            if not is_torn and (is_first or offset >= every_line_from or _GAP in line):
+            if not is_torn and (is_first or at >= every_line_from or _GAP in line):
                 self._tally.feed(parse_entry(line, path, 0))
-            is_first = is_torn
-            starts = offset + len(line)
-        return starts
+                is_first = False
+            is_torn = False
+        return file.tell()
 
 
 class Journals:

@@ -26,7 +26,7 @@ from capture.spool import Spool
 from capture.status import read_broker, read_ingest, read_status
 from capture.status_journal import Journals
 from capture.web_health import Heartbeat, Readiness, check_loop, readiness
-from capture.web_look import PATIENCE_SECONDS, Seldom, Worker
+from capture.web_look import PATIENCE_SECONDS, Glance, Worker
 from capture.web_server import STRICT_POLICY, Handler, WebServer, answer
 from capture.web_status import Facts, status_json, without_secrets
 
@@ -35,6 +35,7 @@ PAGE: Final = Path(__file__).with_name("web_page.html")
 FRESH_SECONDS: Final = 1.5
 RENDERED_SECONDS: Final = 0.5  # how many ask in that time makes no difference
 READY_SECONDS: Final = 5.0
+ALWAYS: Final = frozenset({"/healthz"})  # a crowd of readers is no reason to restart the agent
 
 
 class Site:
@@ -48,8 +49,8 @@ class Site:
         self._journals = Journals()
         self._pictures = Pictures(spool, ffmpeg)
         self._disk, self._camera_room = Worker("web facts"), Worker("web pictures")
-        self._facts = Seldom(self._disk, self._read_facts, fresh=FRESH_SECONDS)
-        self._readiness = Seldom(self._disk, self._read_readiness, fresh=READY_SECONDS)
+        self._facts = Glance(self._disk, self._read_facts, fresh=FRESH_SECONDS)
+        self._readiness = Glance(self._disk, self._read_readiness, fresh=READY_SECONDS)
         self._looking: dict[str, asyncio.Future[Picture | None]] = {}
         self._rendered = (b"", 0.0)
         page = PAGE.read_text(encoding="utf-8")
@@ -174,7 +175,7 @@ def web_page(agent: Agent, spool: Spool, ffmpeg: str, *, listen: str) -> Iterato
     """
     heartbeat = Heartbeat()
     site = Site(agent, spool, ffmpeg, heartbeat)
-    server = WebServer(listen, site.routes)
+    server = WebServer(listen, site.routes, always=ALWAYS)
     server.start()
     try:
         yield heartbeat.beat

@@ -58,7 +58,7 @@ def _run_into(future: "asyncio.Future[_T]", loop: asyncio.AbstractEventLoop, cal
         loop.call_soon_threadsafe(settle, *outcome)
 
 
-class Seldom(Generic[_T]):
+class Glance(Generic[_T]):
     """A look at something, repeated only when somebody asks, and not more often than is fair."""
 
     def __init__(self, worker: Worker, look: Callable[[], _T], *, fresh: float) -> None:

@@ -3,7 +3,8 @@
 asyncio's streams, because the broker's client has loaded asyncio into the agent already, because a reader
 that trickles costs them a few kilobytes instead of a thread, and because they are the standard library's.
 Each connection carries one request; the number of connections, the head, and the time for each step are
-limited, and the oldest connection that has not asked yet makes way for a new one.
+limited: of those that have not asked yet the oldest makes way, and who asks while too many are being
+answered is told to come back.
 """
 
 import asyncio
@@ -14,7 +15,6 @@ import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -22,12 +22,14 @@ import structlog
 from capture.errors import ConfigError
 from capture.sink_http import Answer, BadHeadError, Head, parse_head
 
-MOST_CONNECTIONS: Final = 64
+MOST_WAITING: Final = 64  # connections that have not asked yet
+MOST_ANSWERED: Final = 64  # connections that have
 HEAD_LIMIT: Final = 8 * 1024  # bytes
 HEAD_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 15.0
 SEND_SECONDS: Final = 15.0
 STOP_SECONDS: Final = 2.0
+_TURNS: Final = 5
 _HEAD_END: Final = b"\r\n\r\n"
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
@@ -88,29 +90,21 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-@dataclass(eq=False)
-class _Line:
-    """One connection; while it is asked for nothing it may be closed in favour of another."""
-
-    writer: asyncio.StreamWriter
-    has_asked: bool = False
-
-
-@dataclass
-class _State:
-    lines: dict[int, _Line] = field(default_factory=dict)
-    failing: set[str] = field(default_factory=set)
-
-
 class WebServer:
     """Serves a table of paths from its own thread. A key that ends in "/" also takes what is below it."""
 
-    def __init__(self, listen: str, routes: Mapping[str, Handler]) -> None:
-        """Take HOST:PORT at once, so that a port in use is known before anything starts (ConfigError)."""
+    def __init__(self, listen: str, routes: Mapping[str, Handler], *, always: frozenset[str]) -> None:
+        """Take HOST:PORT at once, so that a port in use is known before anything starts (ConfigError).
+
+        `always` are the paths that are answered however many ask: they must take no time.
+        """
         self._host, _, port = listen.rpartition(":")
         self._socket = _bind(self._host.strip("[]"), int(port))
-        self._routes = routes
-        self._state = _State()
+        self._routes, self._always = routes, always
+        self._waiting: dict[asyncio.StreamWriter, None] = {}  # the oldest first
+        self._answering: set[asyncio.StreamWriter] = set()
+        self._failing: set[str] = set()
+        self._is_closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._main, name="web", daemon=True)
@@ -131,6 +125,7 @@ class WebServer:
 
     def close(self) -> None:
         """End the thread and every connection, within `STOP_SECONDS`."""
+        self._is_closing = True
         loop, stop = self._loop, self._stop
         if loop is not None and stop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended by itself
@@ -149,52 +144,59 @@ class WebServer:
 
     async def _listen(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        if self._is_closing:  # before there was anything to tell it to
+            return
         server = await asyncio.start_server(
-            self._attend, sock=self._socket, limit=HEAD_LIMIT, backlog=MOST_CONNECTIONS
+            self._attend, sock=self._socket, limit=HEAD_LIMIT, backlog=MOST_WAITING
         )
         try:
             await self._stop.wait()
         finally:
+            # Nobody is accepted any more, and who just was has reached `_attend`, before the server closes:
+            # Python 3.11 fails on one that comes in between, and leaves it open.
+            self._loop.remove_reader(self._socket.fileno())
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
             server.close()
-            for line in list(self._state.lines.values()):
-                line.writer.transport.abort()
+            for writer in [*self._waiting, *self._answering]:
+                writer.transport.abort()
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end, whatever comes over it."""
-        line = _Line(writer)
-        lines = self._state.lines
-        if len(lines) >= MOST_CONNECTIONS:
-            oldest = next((each for each in lines.values() if not each.has_asked), line)
-            oldest.writer.transport.abort()
-            if oldest is line:
-                return
-            lines.pop(id(oldest), None)
-        lines[id(line)] = line
+        if len(self._waiting) >= MOST_WAITING:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.transport.abort()
+        self._waiting[writer] = None
         try:
-            await self._exchange(reader, line)
+            await self._exchange(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # gone, or too slow
+        except asyncio.CancelledError:
+            pass  # the server ends, and with it this task
         finally:
-            lines.pop(id(line), None)
+            self._waiting.pop(writer, None)
+            self._answering.discard(writer)
             writer.transport.abort()
 
-    async def _exchange(self, reader: asyncio.StreamReader, line: _Line) -> None:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         is_head = False
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 head = parse_head((await reader.readuntil(_HEAD_END))[:-2])
-            line.has_asked, is_head = True, head.method == "HEAD"
+            is_head = head.method == "HEAD"
+            self._waiting.pop(writer, None)
+            self._answering.add(writer)
             found = await self._answer(head)
         except BadHeadError as error:
             found = Answer.text(error.status, str(error))
         except asyncio.LimitOverrunError:
             found = Answer.text(431, f"found a head above {HEAD_LIMIT} bytes")
-        line.has_asked = True
         async with asyncio.timeout(SEND_SECONDS):
-            line.writer.write(_guarded(found).render(keep=False, bare=is_head))
-            await line.writer.drain()
-            line.writer.close()
-            await line.writer.wait_closed()
+            writer.write(_guarded(found).render(keep=False, bare=is_head))
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
 
     async def _answer(self, head: Head) -> Answer:
         if (refused := _refusal(head, self._host)) is not None:
@@ -204,17 +206,19 @@ class WebServer:
         handler = self._routes.get(key)
         if handler is None or (rest and key == "/"):
             return Answer.text(404, "there is nothing here")
+        if len(self._answering) > MOST_ANSWERED and key not in self._always:
+            return Answer.text(503, "too many are asking; come back in a moment")
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 found = await handler(rest)
         except TimeoutError:
             return Answer.text(503, "no answer in time; the machine is busy")
         except Exception:
-            if key not in self._state.failing:
-                self._state.failing.add(key)
+            if key not in self._failing:
+                self._failing.add(key)
                 log.exception("web_request_failed", path=key)
             return Answer.text(500, "this failed for a reason that is a bug; see the agent's log")
-        self._state.failing.discard(key)
+        self._failing.discard(key)
         return found
 
 
@@ -248,6 +252,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(found[4])
+        listener.listen(MOST_WAITING)
     except OSError as error:
         listener.close()
         raise _no_address(host, port, error) from None
