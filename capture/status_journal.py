@@ -159,28 +159,38 @@ class CameraJournal:
         for path in paths:
             try:
                 with path.open("rb") as file:
-                    self._read_to[path] = self._read(file, path, known.get(path))
+                    # Of a day that is over the last lines matter only while those of today are few.
+                    newer = sum(each.stat().st_size for each in paths if each > path)
+                    self._read_to[path] = self._read(file, path, known.get(path), tail=TAIL_BYTES - newer)
             except FileNotFoundError:
                 continue
         return self._tally.recent(now)
 
-    def _read(self, file: BinaryIO, path: Path, position: int | None) -> int:
-        """Feed the whole lines from a position on; return where the next ones begin."""
+    def _read(self, file: BinaryIO, path: Path, position: int | None, *, tail: int) -> int:
+        """Feed the whole lines from a position on; return where the next ones begin.
+
+        Before the last `tail` bytes only gaps are looked for, and the first line, which tells how far back the
+        journal is known.
+        """
         size = os.fstat(file.fileno()).st_size
-        start = max(0, size - DAY_BYTES) if position is None else min(position, size)
-        file.seek(start)
-        is_torn = position is None and start > 0  # begun in the middle of a line
-        is_first = position is None
-        every_line_from = max(0, size - TAIL_BYTES)
-        for at, line in _lines(file, start):
-            if not line.endswith(b"\n"):
-                return at
-            # The first line tells how far back the journal is known.
-            if not is_torn and (is_first or at >= every_line_from or _GAP in line):
-                self._tally.feed(parse_entry(line, path, 0))
-                is_first = False
-            is_torn = False
-        return file.tell()
+        if position is None:
+            start = max(0, size - DAY_BYTES)
+            file.seek(start)
+            if start:
+                file.readline(LONGEST_LINE)  # begun in the middle
+            if not (first := file.readline(LONGEST_LINE)).endswith(b"\n"):
+                return file.tell() - len(first)
+            self._feed([first], path)
+        else:
+            file.seek(min(position, size))
+        self._feed(_gap_lines(file, size - max(0, tail)), path)
+        while (line := file.readline(LONGEST_LINE)).endswith(b"\n") or len(line) == LONGEST_LINE:
+            self._feed([line], path)
+        return file.tell() - len(line)
+
+    def _feed(self, lines: Iterable[bytes], path: Path) -> None:
+        for line in lines:
+            self._tally.feed(parse_entry(line, path, 0))
 
 
 class Journals:
@@ -206,11 +216,23 @@ def summarise(entries: Iterable[Entry], now: datetime) -> Recent:
     return tally.recent(now)
 
 
-def _lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Yield lines and where they begin; one without its end stands last, or is longer than any of ours."""
-    while line := file.readline(LONGEST_LINE):
-        yield offset, line if len(line) < LONGEST_LINE or line.endswith(b"\n") else line[:-1] + b"\n"
-        offset += len(line)
+def _gap_lines(file: BinaryIO, until: int) -> Iterator[bytes]:
+    """Yield the lines that may tell of a gap, and leave the file at the first line that is not before `until`.
+
+    In pieces, because looking at each line of a day takes twenty times as long.
+    """
+    at = file.tell()
+    while at < until:
+        piece = file.read(min(_CHUNK, until - at))
+        if not piece:
+            break
+        piece += file.readline(LONGEST_LINE)
+        found = piece.find(_GAP)
+        while found >= 0:
+            begin, end = piece.rfind(b"\n", 0, found) + 1, piece.find(b"\n", found) + 1 or len(piece)
+            yield piece[begin:end]
+            found = piece.find(_GAP, end)
+        at = file.tell()
 
 
 def _moment(text: object) -> datetime | None:
