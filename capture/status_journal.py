@@ -169,8 +169,8 @@ class CameraJournal:
     def _read(self, file: BinaryIO, path: Path, position: int | None, *, tail: int) -> int:
         """Feed the whole lines from a position on; return where the next ones begin.
 
-        Before the last `tail` bytes only gaps are looked for, and the first line, which tells how far back the
-        journal is known.
+        Before the last `tail` bytes only gaps are looked for, and the first line, which tells how far back
+        the journal is known.
         """
         size = os.fstat(file.fileno()).st_size
         if position is None:
@@ -217,7 +217,7 @@ def summarise(entries: Iterable[Entry], now: datetime) -> Recent:
 
 
 def _gap_lines(file: BinaryIO, until: int) -> Iterator[bytes]:
-    """Yield the lines that may tell of a gap, and leave the file at the first line that is not before `until`.
+    """Yield the lines that may tell of a gap; leave the file at the first line that is not before `until`.
 
     In pieces, because looking at each line of a day takes twenty times as long.
     """
