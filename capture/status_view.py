@@ -22,12 +22,18 @@ _STYLES = {
 
 
 def view(status: Status) -> RenderableType:
-    """Return the status as a table and a few lines."""
+    """Return the status as a table and a few lines. Columns that would say nothing stay away."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _COLUMNS:
-        table.add_column(name, overflow="fold", no_wrap=name != "camera")
+    left_out = set() if status.owed else {"oldest"}
+    left_out |= set() if status.rejected else {"rejected"}
+    chosen = [index for index, name in enumerate(_COLUMNS) if name not in left_out]
+    for name in (_COLUMNS[index] for index in chosen):
+        # What a narrow terminal folds; the rest stays in one piece.
+        folds = name in {"camera", "newest", "owed", "gaps in 24 h"}
+        table.add_column(name, overflow="fold", no_wrap=not folds, min_width=6 if folds else None)
     for camera in status.cameras:
-        table.add_row(*_row(camera))
+        row = _row(camera)
+        table.add_row(*(row[index] for index in chosen))
     rows: list[RenderableType] = [table] if status.cameras else [Text("no camera yet")]
     return Group(*rows, *(Text(printable(line)) for line in _lines(status)))
 

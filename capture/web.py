@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from capture import __version__
@@ -35,13 +36,21 @@ PAGE: Final = Path(__file__).with_name("web_page.html")
 FRESH_SECONDS: Final = 1.5
 RENDERED_SECONDS: Final = 0.5  # how many ask in that time makes no difference
 READY_SECONDS: Final = 5.0
+Render = Callable[[], tuple[str, bytes]]  # gives a content type and a body
 ALWAYS: Final = frozenset({"/healthz"})  # a crowd of readers is no reason to restart the agent
 
 
 class Site:
     """What is answered. `routes` is the table that the server takes."""
 
-    def __init__(self, agent: Agent, spool: Spool, ffmpeg: str, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        spool: Spool,
+        ffmpeg: str,
+        heartbeat: Heartbeat,
+        pages: Mapping[str, Render] = MappingProxyType({}),
+    ) -> None:
         self._agent = agent
         self._spool = spool
         self._heartbeat = heartbeat
@@ -61,6 +70,7 @@ class Site:
             "/picture/": self._show_picture,
             "/healthz": self._show_health,
             "/readyz": self._show_readiness,
+            **{path: self._rendered_by(render) for path, render in pages.items()},
         }
 
     def close(self) -> None:
@@ -118,6 +128,13 @@ class Site:
         ready = found is not None and found.is_ready and self._heartbeat.is_alive()
         return answer(json.dumps(body), JSON, status=200 if ready else 503)
 
+    def _rendered_by(self, render: Render) -> Handler:
+        async def show(_rest: str) -> Answer:
+            content_type, body = await self._disk.run(render)
+            return answer(body, content_type)
+
+        return show
+
     # --- what these threads read ---
 
     def _read_facts(self) -> Facts:
@@ -143,7 +160,7 @@ class Site:
         now = self._spool.clock.now()
         found = status_json(
             self._agent.statuses(),
-            {camera: each.plan.name for camera, each in self._agent.cameras.items()},
+            {camera: each.plan.name for camera, each in list(self._agent.cameras.items())},
             facts,
             secrets=self._agent.settings.secrets(),
         )
@@ -168,13 +185,21 @@ def page_policy(page: str) -> str:
 
 
 @contextmanager
-def web_page(agent: Agent, spool: Spool, ffmpeg: str, *, listen: str) -> Iterator[Callable[[], None]]:
+def web_page(
+    agent: Agent,
+    spool: Spool,
+    ffmpeg: str,
+    *,
+    listen: str,
+    pages: Mapping[str, Render] = MappingProxyType({}),
+) -> Iterator[Callable[[], None]]:
     """Serve the page at HOST:PORT while the agent lives; give what the main loop calls each time round.
 
-    Raises ConfigError when the address cannot be had.
+    `pages` are further paths and what renders them, in the thread that may touch the disk. Raises
+    ConfigError when the address cannot be had.
     """
     heartbeat = Heartbeat()
-    site = Site(agent, spool, ffmpeg, heartbeat)
+    site = Site(agent, spool, ffmpeg, heartbeat, pages)
     server = WebServer(listen, site.routes, always=ALWAYS)
     server.start()
     try:

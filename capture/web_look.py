@@ -8,11 +8,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
+import structlog
+
 BUSY_SHARE: Final = 10  # a look that took one second is not repeated for ten
 PATIENCE_SECONDS: Final = 8.0  # how long an answer waits for a first look, or for a picture
 STALE_SECONDS: Final = 30.0
 
 _T = TypeVar("_T")
+
+log = structlog.get_logger()
 
 
 class Worker:
@@ -69,6 +73,7 @@ class Glance(Generic[_T]):
         self._again_at = 0.0  # monotonic seconds
         self._stale_at = 0.0
         self._running: asyncio.Future[_T] | None = None
+        self._is_failing = False
 
     async def get(self) -> _T | None:
         """Return what there is, and have a newer look begun if it is time; wait only for the first.
@@ -86,13 +91,20 @@ class Glance(Generic[_T]):
 
     def _timed(self) -> _T:
         begun = time.monotonic()
-        found = self._look()
-        ended = time.monotonic()
-        self._again_at = ended + max(self._fresh, BUSY_SHARE * (ended - begun))
-        self._stale_at = self._again_at + STALE_SECONDS
-        return found
+        try:
+            return self._look()
+        finally:
+            ended = time.monotonic()
+            self._again_at = ended + max(self._fresh, BUSY_SHARE * (ended - begun))
+            self._stale_at = self._again_at + STALE_SECONDS
 
     def _keep(self, done: "asyncio.Future[_T]") -> None:
         self._running = None
-        if not done.cancelled() and done.exception() is None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
             self._found = done.result()
+        elif not self._is_failing:  # whoever waited for it gets it too; nobody may have
+            log.error("web_look_failed", exc_info=error)
+        self._is_failing = error is not None

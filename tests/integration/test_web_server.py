@@ -1,10 +1,13 @@
 """The page of a real agent, asked by raw sockets: what is right is answered, what is hostile is survived."""
 
+import asyncio
 import json
 import os
+import random
 import re
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -13,13 +16,21 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from capture import web_server
+from capture import picture, web_server
+from capture.agent import Agent
 from capture.errors import ConfigError
+from capture.ffmpeg import find_ffmpeg
+from capture.picture import LARGEST_JPEG, Pictures
+from capture.settings import load_settings
+from capture.web import Site
+from capture.web_health import STILL_SECONDS, Heartbeat
 from capture.web_server import HEAD_LIMIT, MOST_ANSWERED, MOST_WAITING, WebServer
-from tests.unit.test_web import HOSTILE, SECRET
+from tests.conftest import start_session
 
 DEADLINE = 60.0  # seconds for what takes one on an idle machine
 NOWHERE = "http://127.0.0.1:1"
+HOSTILE = "<img src=x onerror=alert(1)>"
+SECRET = "hunter22"
 
 
 class RealAgent:
@@ -280,3 +291,127 @@ def test_it_ends_with_connections_open():
         assert select.select([line], [], [], 10)[0]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+# --- the routes by themselves -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(spool, clock):
+    """The routes of an agent that was not started, and the clock of its main loop."""
+    settings = load_settings(environ={"RELAY_SOURCE": "test:", "RELAY_CAMERA_ID": "gate"})
+    agent = Agent(settings, spool, "ffmpeg")
+    site = Site(agent, spool, "ffmpeg", Heartbeat(clock), {"/metrics": lambda: ("text/x", b"metrics 1")})
+    yield site
+    site.close()
+
+
+def route(site, path, rest=""):
+    answer = asyncio.run(site.routes[path](rest))
+    return answer.status, answer.body
+
+
+def test_a_main_loop_that_stands_still_is_told(site, clock):
+    assert route(site, "/healthz")[0] == 200
+    clock.step(STILL_SECONDS)
+    status, body = route(site, "/healthz")
+    assert (status, json.loads(body)["alive"]) == (503, False)
+    assert route(site, "/readyz")[0] == 503
+
+
+def test_an_agent_that_captures_nothing_yet_is_not_ready(site):
+    status, body = route(site, "/readyz")
+
+    assert status == 503
+    assert [check["name"] for check in json.loads(body)["checks"] if not check["ok"]] == ["cameras", "broker"]
+
+
+def test_a_spool_that_is_gone_is_told_on_the_page(site, spool):
+    (spool.root / ".relay-spool").unlink()
+
+    found = json.loads(route(site, "/api/status")[1])
+
+    assert "the spool cannot be read" in found["trouble"]
+    assert [camera["id"] for camera in found["cameras"]] == ["gate"]
+
+
+def test_a_further_page_is_rendered_when_it_is_asked_for(site):
+    assert route(site, "/metrics") == (200, b"metrics 1")
+
+
+# --- pictures of real video -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Four seconds of a real segment, a key frame each second, of each codec that ffmpeg has here."""
+    made = {}
+    for codec, more in (("libx264", ["-bf", "2"]), ("libx265", ["-x265-params", "log-level=none"])):
+        path = tmp_path_factory.mktemp("video") / "00000001.ts"
+        pattern = "testsrc2=size=1280x720:rate=10:duration=4"
+        options = ["-c:v", codec, *more, "-preset", "ultrafast", "-g", "10", "-pix_fmt", "yuv420p"]
+        command = [find_ffmpeg().path, "-nostdin", "-v", "error", "-f", "lavfi", "-i", pattern, *options]
+        if subprocess.run([*command, path], check=False, timeout=60).returncode == 0:
+            made[codec] = path.read_bytes()
+    assert "libx264" in made
+    return made
+
+
+def picture_of(spool, content):
+    with start_session(spool) as session:
+        (session.open_directory / "00000001.ts").write_bytes(content)
+        return Pictures(spool, find_ffmpeg().path).latest("door")
+
+
+def test_pictures_are_made_of_each_codec_and_are_small(spool, video):
+    for content in video.values():
+        found = picture_of(spool, content)
+
+        assert found.jpeg.startswith(b"\xff\xd8")
+        assert len(found.jpeg) < LARGEST_JPEG
+        height, width = struct.unpack(">HH", found.jpeg.partition(b"\xff\xc0")[2][3:7])
+        assert (width, height) == (480, 270)
+
+
+@pytest.mark.parametrize("cut", [0, 100, 188 * 20, 188 * 20 + 7])
+def test_what_is_being_written_ends_anywhere(spool, video, cut):
+    content = video["libx264"]
+
+    assert picture_of(spool, content[: len(content) - cut]) is not None
+
+
+def test_damaged_video_costs_a_picture_and_nothing_else(spool, video):
+    noise = random.Random(5)
+    content = bytearray(video["libx264"])
+    for at in range(188 * 3, len(content)):
+        if at % 188 > 30 and noise.random() < 0.5:
+            content[at] = noise.randrange(256)
+
+    begun = time.monotonic()
+    picture_of(spool, bytes(content))
+    assert time.monotonic() - begun < DEADLINE
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 188, b"no video at all", b"\x47" * 188 * 1000])
+def test_no_picture_is_made_of_what_is_no_video(spool, content):
+    assert picture_of(spool, content) is None
+
+
+def test_a_link_in_the_place_of_a_segment_is_not_followed(spool, video, tmp_path):
+    (tmp_path / "secret.ts").write_bytes(video["libx264"])
+    with start_session(spool) as session:
+        (session.open_directory / "00000001.ts").symlink_to(tmp_path / "secret.ts")
+
+        assert Pictures(spool, find_ffmpeg().path).latest("door") is None
+
+
+def test_an_ffmpeg_that_hangs_is_given_up(spool, video, tmp_path, monkeypatch):
+    monkeypatch.setattr(picture, "FFMPEG_SECONDS", 0.5)
+    hanging = tmp_path / "ffmpeg"
+    hanging.write_text("#!/bin/sh\nexec sleep 300\n")
+    hanging.chmod(0o755)
+    with start_session(spool) as session:
+        (session.open_directory / "00000001.ts").write_bytes(video["libx264"])
+
+        assert Pictures(spool, str(hanging)).latest("door") is None
+    assert not [each for each in psutil.Process().children(recursive=True) if "300" in each.cmdline()]

@@ -1,5 +1,6 @@
 """Pure parts of the page: who may ask, what is told, which frame is shown, and what ready means."""
 
+import dataclasses
 import json
 import re
 from dataclasses import replace
@@ -141,8 +142,8 @@ def test_the_policy_allows_its_own_style_and_script_and_no_other():
 
 
 def live(camera, state=State.RUNNING, **fields):
-    plain = {"segments": 0, "frames": 0, "restarts": 0, "last_segment_at": None, "error": None}
-    return Live(camera, state, **plain | fields)
+    unknown = {field.name: None for field in dataclasses.fields(Live)}
+    return Live(**unknown | {"id": camera, "state": state, "restarts": 0} | fields)
 
 
 def facts(*cameras, **fields):
