@@ -128,6 +128,7 @@ class Pictures:
         self._ffmpeg = ffmpeg
         self._made: OrderedDict[str, Picture] = OrderedDict()
         self._closing = Event()
+        self._rests_until = 0.0  # monotonic seconds
         self._unusable: dict[str, tuple[str, str, int]] = {}  # the frame no picture could be made of
         self._is_failing = False
 
@@ -192,11 +193,14 @@ class Pictures:
         return found
 
     def _make(self, frame: KeyFrame) -> bytes | None:
+        # Half of one core at most, however many look at however many cameras: it rests as long as it worked.
+        self._closing.wait(max(0.0, self._rests_until - time.monotonic()))
         begun = time.monotonic()
-        jpeg = self._run(frame)
-        # Half of one core at most, however many look at however many cameras.
-        self._closing.wait(time.monotonic() - begun)
-        return jpeg
+        try:
+            return self._run(frame)
+        finally:
+            ended = time.monotonic()
+            self._rests_until = ended + (ended - begun)
 
     def _run(self, frame: KeyFrame) -> bytes | None:
         descriptor = _as_file(frame.data)

@@ -1,7 +1,7 @@
 """The agent's page: which path is answered by what, and how often the disk is looked at for it.
 
-Nothing here runs unless somebody asks. What touches the disk runs in two threads of its own, one for facts
-and one for pictures, so that a spool that hangs stops neither the server nor the capture.
+Nothing here runs unless somebody asks. What touches the disk runs in threads of its own, one for facts and
+one for pictures, so that a spool that hangs stops neither the server nor the capture.
 """
 
 import asyncio
@@ -58,6 +58,7 @@ class Site:
         self._journals = Journals()
         self._pictures = Pictures(spool, ffmpeg)
         self._disk, self._camera_room = Worker("web facts"), Worker("web pictures")
+        self._pages_room = Worker("web pages")
         self._facts = Glance(self._disk, self._read_facts, fresh=FRESH_SECONDS)
         self._readiness = Glance(self._disk, self._read_readiness, fresh=READY_SECONDS)
         self._looking: dict[str, asyncio.Future[Picture | None]] = {}
@@ -77,6 +78,7 @@ class Site:
         self._pictures.close()
         self._disk.close()
         self._camera_room.close()
+        self._pages_room.close()
 
     async def _show_page(self, _rest: str) -> Answer:
         return answer(
@@ -130,7 +132,7 @@ class Site:
 
     def _rendered_by(self, render: Render) -> Handler:
         async def show(_rest: str) -> Answer:
-            content_type, body = await self._disk.run(render)
+            content_type, body = await self._pages_room.run(render)
             return answer(body, content_type)
 
         return show
@@ -195,8 +197,8 @@ def web_page(
 ) -> Iterator[Callable[[], None]]:
     """Serve the page at HOST:PORT while the agent lives; give what the main loop calls each time round.
 
-    `pages` are further paths and what renders them, in the thread that may touch the disk. Raises
-    ConfigError when the address cannot be had.
+    `pages` are further paths and what renders them, in a thread of theirs. Raises ConfigError when the
+    address cannot be had.
     """
     heartbeat = Heartbeat()
     site = Site(agent, spool, ffmpeg, heartbeat, pages)

@@ -24,6 +24,7 @@ from capture.sink_http import Answer, BadHeadError, Head, parse_head
 
 MOST_WAITING: Final = 64  # connections that have not asked yet
 MOST_ANSWERED: Final = 64  # connections that have
+ACCEPTED_AT_ONCE: Final = 8
 HEAD_LIMIT: Final = 8 * 1024  # bytes
 HEAD_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 15.0
@@ -147,8 +148,10 @@ class WebServer:
         if self._is_closing:  # before there was anything to tell it to
             return
         server = await asyncio.start_server(
-            self._attend, sock=self._socket, limit=HEAD_LIMIT, backlog=MOST_WAITING
+            self._attend, sock=self._socket, limit=HEAD_LIMIT, backlog=ACCEPTED_AT_ONCE
         )
+        # asyncio takes the backlog for the number it accepts in one go, before any of them can be counted.
+        self._socket.listen(MOST_WAITING)
         try:
             await self._stop.wait()
         finally:

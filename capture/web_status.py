@@ -9,6 +9,7 @@ from capture.camera import CameraStatus as Live
 from capture.source import redact
 from capture.status import CameraStatus, Status
 from capture.supervision import State
+from capture.words import seconds_text
 
 WORDS: Mapping[State, str] = {
     State.STARTING: "starting",
@@ -20,6 +21,7 @@ WORDS: Mapping[State, str] = {
 }
 
 
+OLD_SECONDS: Final = 120.0  # of facts; they are read anew whenever somebody looks
 _FREE_TEXT: Final = {"trouble", "cause", "reason", "advice", "found"}
 
 
@@ -56,7 +58,7 @@ def status_json(
     found = {key: value for key, value in asdict(status).items() if key != "cameras"} if status else {}
     found |= {
         "facts_age": round(since, 1) if status else None,
-        "trouble": facts.trouble,
+        "trouble": facts.trouble or (_old(since) if status and since > OLD_SECONDS else None),
         "cameras": cameras,
     }
     return cast("dict[str, Any]", without_secrets(found, secrets))
@@ -74,6 +76,10 @@ def without_secrets(value: object, secrets: Sequence[str]) -> object:
     if isinstance(value, list | tuple):
         return [without_secrets(item, secrets) for item in value]
     return value
+
+
+def _old(seconds: float) -> str:
+    return f"the spool takes long to read: what is shown of it was so {seconds_text(seconds)} ago"
 
 
 def _matters(camera: CameraStatus) -> bool:

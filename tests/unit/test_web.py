@@ -206,6 +206,13 @@ def test_cameras_are_told_even_when_the_spool_cannot_be_read():
     assert "broker" not in found
 
 
+def test_facts_that_are_not_read_anew_any_more_are_called_old():
+    known = CameraStatus("gate", configured=True, state="recording")
+
+    assert status_json([live("gate")], {}, facts(known), now=200.0)["trouble"] is None
+    assert "was so 5 min ago" in status_json([live("gate")], {}, facts(known), now=400.0)["trouble"]
+
+
 def test_no_secret_is_told_even_where_somebody_put_one_into_a_text():
     url = f"rtsp://user:{SECRET}@192.0.2.1/s"
     known = CameraStatus("gate", configured=True, state="recording")
