@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -24,6 +25,7 @@ import structlog
 from capture import mpegts
 from capture.process import Child, Output, Stream
 from capture.segment import open_name
+from capture.settings import child_environment
 from capture.spool import OPEN, Spool
 
 REACH: Final = mpegts.PACKET * 12_000  # bytes of a file that are looked at, from its end and its beginning
@@ -123,9 +125,11 @@ def picture_command(ffmpeg: str, descriptor: int) -> list[str]:
 class Pictures:
     """The latest picture of each camera, made when asked for. For one thread, that outlives its calls."""
 
-    def __init__(self, spool: Spool, ffmpeg: str) -> None:
+    def __init__(self, spool: Spool, ffmpeg: str, *, hidden: Collection[str] = ()) -> None:
+        """`hidden` are environment variables that hold secrets, and that ffmpeg does not need."""
         self._spool = spool
         self._ffmpeg = ffmpeg
+        self._hidden = hidden
         self._made: OrderedDict[str, Picture] = OrderedDict()
         self._closing = Event()
         self._rests_until = 0.0  # monotonic seconds
@@ -209,7 +213,7 @@ class Pictures:
             with (
                 Child(
                     command,
-                    env={key: value for key, value in os.environ.items() if not key.startswith("RELAY_")},
+                    env=child_environment(self._hidden),
                     stdout=Stream.PIPE,
                     stderr=Stream.NULL,
                     pass_fds=(descriptor,),

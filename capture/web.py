@@ -56,7 +56,7 @@ class Site:
         self._heartbeat = heartbeat
         self._begun = spool.clock.now()
         self._journals = Journals()
-        self._pictures = Pictures(spool, ffmpeg)
+        self._pictures = Pictures(spool, ffmpeg, hidden=agent.settings.secret_variables())
         self._disk, self._camera_room = Worker("web facts"), Worker("web pictures")
         self._pages_room = Worker("web pages")
         self._facts = Glance(self._disk, self._read_facts, fresh=FRESH_SECONDS)
@@ -164,6 +164,7 @@ class Site:
             self._agent.statuses(),
             {camera: each.plan.name for camera, each in list(self._agent.cameras.items())},
             facts,
+            faulty=self._agent.settings.faulty_cameras,
             secrets=self._agent.settings.secrets(),
         )
         agent = {

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from capture.camera import CameraStatus as Live
@@ -21,6 +22,7 @@ WORDS: Mapping[State, str] = {
 }
 
 
+MISCONFIGURED: Final = "misconfigured"
 OLD_SECONDS: Final = 120.0  # of facts; they are read anew whenever somebody looks
 _FREE_TEXT: Final = {"trouble", "cause", "reason", "advice", "found"}
 
@@ -40,21 +42,25 @@ def status_json(
     facts: Facts,
     *,
     now: float | None = None,
+    faulty: Mapping[str, Sequence[str]] = MappingProxyType({}),
     secrets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the page's data: the fields of ``status --json``, and each camera's present state.
 
-    `now` is monotonic seconds. Cameras of this agent come first, in the order of their ids; then those that
-    it does not run and that owe something, hold rejected segments, or are recorded by somebody else.
+    `now` is monotonic seconds, `faulty` what is wrong with cameras that could not be set up. Cameras of this
+    agent come first, in the order of their ids; then those that it does not run and that are faulty, owe
+    something, hold rejected segments, or are recorded by somebody else.
     """
     now = time.monotonic() if now is None else now
     since = max(0.0, now - facts.read_at)
     status = facts.status
     known = {camera.id: camera for camera in status.cameras} if status else {}
     running = {camera.id: camera for camera in live}
+    wrong = {camera: problems for camera, problems in faulty.items() if camera not in running}
     others = [camera for camera in known.values() if camera.id not in running and _matters(camera)]
     cameras = [_live(running[each], names, known.get(each), now, since) for each in sorted(running)]
-    cameras += [_other(camera, since) for camera in others]
+    cameras += [_faulty(each, wrong[each], known.get(each), since) for each in sorted(wrong)]
+    cameras += [_other(camera, since) for camera in others if camera.id not in wrong]
     found = {key: value for key, value in asdict(status).items() if key != "cameras"} if status else {}
     found |= {
         "facts_age": round(since, 1) if status else None,
@@ -104,6 +110,12 @@ def _live(
         "segments": live.segments,
         "frames": live.frames,
     }
+
+
+def _faulty(camera: str, problems: Sequence[str], known: CameraStatus | None, since: float) -> dict[str, Any]:
+    base = _base(known or CameraStatus(camera, configured=True, state="never ran"), since)
+    told = {"state": MISCONFIGURED, "words": MISCONFIGURED, "trouble": "; ".join(problems)}
+    return base | {"name": camera, "runs_here": False, **told}
 
 
 def _other(known: CameraStatus, since: float) -> dict[str, Any]:

@@ -22,9 +22,9 @@ DOORS = {
     "kombu": {"handoff"},
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
-    "click": {"cli", "operate"},
+    "click": {"cli", "operate", "config_commands"},
     "asyncio": {"web", "web_look", "web_server"},
-    "tomllib": {"settings"},
+    "tomllib": {"settings_layers"},
 }
 
 

@@ -198,6 +198,19 @@ def test_cameras_of_nobody_are_told_only_while_they_matter():
     ]
 
 
+def test_a_camera_that_is_set_up_wrongly_is_told_with_what_is_wrong_until_it_runs():
+    faulty = {"yard": ("cameras.yard.fps: expected a number", "cameras.yard.sauce: no such setting")}
+
+    found = status_json([live("gate")], {}, facts(), now=100.0, faulty=faulty)["cameras"]
+
+    assert [(camera["id"], camera["words"]) for camera in found] == [
+        ("gate", "recording"),
+        ("yard", "misconfigured"),
+    ]
+    assert found[1]["trouble"] == "; ".join(faulty["yard"])
+    assert len(status_json([live("yard")], {}, facts(), now=100.0, faulty=faulty)["cameras"]) == 1
+
+
 def test_cameras_are_told_even_when_the_spool_cannot_be_read():
     found = status_json([live("gate")], {}, Facts(trouble="gone"), now=1.0)
 
