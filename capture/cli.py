@@ -41,6 +41,13 @@ _CAPTURE_OPTIONS = [
         metavar="stop|hold",
         help="When the cloud refuses the token: stop (exit 77), or hold and go on capturing.",
     ),
+    click.option(
+        "--web",
+        is_flag=False,
+        flag_value="8090",
+        metavar="[PORT|HOST:PORT]",
+        help="A page with all cameras, on this machine only unless a host is given.  [port: 8090]",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Events as NDJSON on standard error."),
     click.option("--verbose", "-v", is_flag=True, help="Say more."),
 ]
@@ -89,6 +96,7 @@ def _load(options: dict[str, Any]) -> Any:  # noqa: ANN401 - Settings, imported 
         "--on-refused": options["on_refused"],
         "--spool": options["spool"],
         "--broker": options["broker"],
+        "--web": options["web"],
         "--segment-duration": options["segment_duration"],
         "--fps": options["fps"],
         "--resolution": options["resolution"],

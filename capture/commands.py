@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 
+def _page(agent: Agent, spool: Spool, ffmpeg: str) -> AbstractContextManager[Callable[[], None]]:
+    """Serve the page, if it is wanted; gives what the main loop calls each time round."""
+    listen = agent.settings.web.listen
+    if listen is None:
+        return nullcontext(lambda: None)
+    from capture.web import web_page  # noqa: PLC0415 - a megabyte that an agent without it saves
+
+    return web_page(agent, spool, ffmpeg, listen=listen)
+
+
 def tell_trouble(settings: Settings) -> None:
     """Log what is wrong with the settings, and keeps nothing or one camera alone from running."""
     for warning in settings.warnings:
@@ -65,7 +76,9 @@ def run_agent(load: Load, *, as_json: bool = False, verbose: bool = False) -> in
     signals = StopSignals()
     signals.install()
     reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
-    return live(Agent(settings, spool, ffmpeg), None, settings, spool, signals, reloader=reloader)
+    agent = Agent(settings, spool, ffmpeg)
+    with _page(agent, spool, ffmpeg) as on_tick:
+        return live(agent, None, settings, spool, signals, on_tick=on_tick, reloader=reloader)
 
 
 def run_everything(
@@ -99,7 +112,8 @@ def run_everything(
         if own_broker:
             note_broker(spool, settings.broker.url.get_secret_value())
         agent = Agent(settings, spool, ffmpeg)
-        return live(agent, stack, settings, spool, signals, reloader=reloader)
+        with _page(agent, spool, ffmpeg) as on_tick:
+            return live(agent, stack, settings, spool, signals, on_tick=on_tick, reloader=reloader)
 
 
 def run_sink(

@@ -55,6 +55,11 @@ path = "/var/spool/relay"
 #url = "redis://127.0.0.1:6379/0"
 #key_prefix = "relay:"
 
+[web]
+# A page with all cameras, and metrics: PORT or HOST:PORT, on this machine only unless a host is given.
+#listen = 8090
+#worker_listen = 8091
+
 [defaults]
 # What every camera does unless its own table says otherwise.
 #segment_seconds = 10

@@ -51,6 +51,7 @@ _TOKEN_FILE = click.option("--token-file", metavar="FILE", help="A file with the
 _IGNORED = [
     *(click.option(flag, hidden=True) for flag in ("--drain-timeout", "--on-refused", "--concurrency")),
     click.option("--flower", is_flag=False, flag_value="", hidden=True),
+    click.option("--web", is_flag=False, flag_value="8090", hidden=True),
     click.option("--no-realtime", is_flag=True, hidden=True),
     click.option("--verbose", "-v", is_flag=True, hidden=True),
 ]
@@ -229,11 +230,13 @@ def status(
 ) -> int:
     """Show cameras, what is owed, the broker and the ingest, without asking the cloud."""
     from capture.status import read_status  # noqa: PLC0415
+    from capture.status_journal import Journals  # noqa: PLC0415
 
     settings = _settings(config, spool=spool, broker=broker, token_file=token_file)
+    journals = Journals()
     with _spool_of(settings) as opened:
         if watch is not None:
-            _watch(lambda: read_status(opened, settings), watch, as_json=as_json)
+            _watch(lambda: read_status(opened, settings, journals), watch, as_json=as_json)
         elif as_json:
             click.echo(json.dumps(read_status(opened, settings).as_json()))
         else:

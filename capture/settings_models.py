@@ -30,6 +30,7 @@ from capture.settings_values import (
     CloudUrl,
     FilePath,
     Fps,
+    Listen,
     MaxRate,
     OnRefused,
     Resolution,
@@ -96,6 +97,13 @@ class BrokerSettings(_Section):
 
     url: BrokerUrl = SecretStr("redis://127.0.0.1:6379/0")
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:{}-]*$", max_length=64)] = ""
+
+
+class WebSettings(_Section):
+    """Where the agent serves its page and metrics, and a worker its metrics: HOST:PORT; None is off."""
+
+    listen: Listen | None = None
+    worker_listen: Listen | None = None
 
 
 class CameraDefaults(_Section):
@@ -170,6 +178,7 @@ class Settings(_Section):
     ingest: IngestSettings = IngestSettings()
     spool: SpoolSettings = SpoolSettings()
     broker: BrokerSettings = BrokerSettings()
+    web: WebSettings = WebSettings()
     defaults: CameraDefaults = CameraDefaults()
     cameras: dict[CameraId, CameraSettings] = {}
     drain_timeout: Annotated[float, BeforeValidator(seconds), Field(ge=0, le=3600)] = 10.0

@@ -23,6 +23,7 @@ DOORS = {
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
     "click": {"cli", "operate", "config_commands"},
+    "asyncio": {"web", "web_look", "web_server"},
     "tomllib": {"settings_layers"},
 }
 
