@@ -78,6 +78,11 @@ class Agent:
             for plan in plan_cameras(settings)
         }
 
+    @property
+    def settings(self) -> Settings:
+        """What it runs by."""
+        return self._settings
+
     def start(self) -> None:
         """Start all cameras. A start is a new try for a token that was refused before."""
         self._gate.forgive(read_token(self._settings.ingest))

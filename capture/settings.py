@@ -32,10 +32,13 @@ from capture.source import Source, parse_source
 
 ENV_PREFIX = "RELAY_"
 EXAMPLE_CLOUD = "https://cloud.example.com"
+LOOPBACK = "127.0.0.1"
+LAST_PORT = 65535
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>ms|s|m|h|d)?\s*")
 _RESOLUTION = re.compile(r"(?P<width>[0-9]{2,5})x(?P<height>[0-9]{2,5})")
+_LISTEN = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):)?(?P<port>[0-9]{1,5})")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -110,6 +113,18 @@ def _broker_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _listen(value: object) -> object:
+    """Read ``8090``, ``"8090"``, ``"192.0.2.7:8090"`` or ``"[::1]:8090"`` as HOST:PORT."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    match = _LISTEN.fullmatch(value.strip())
+    if match is None or int(match["port"]) > LAST_PORT:
+        raise ValueError("expected PORT or HOST:PORT, like 8090 or 192.0.2.7:8090 (port 0: any free one)")
+    return f"{match['host'] or LOOPBACK}:{int(match['port'])}"
+
+
 def _success_code(value: int) -> int:
     if not 200 <= value <= 299:  # noqa: PLR2004 - what a success is called in HTTP
         raise ValueError("a success code lies between 200 and 299")
@@ -123,6 +138,7 @@ SegmentSeconds = Annotated[Seconds, Field(ge=0.5, le=600)]
 Audio = Literal["off", "copy", "aac"]
 SourceText = Annotated[SecretStr, AfterValidator(_source)]
 OnRefused = Literal["stop", "hold"]
+Listen = Annotated[str, BeforeValidator(_listen)]
 
 
 class _Section(BaseModel):
@@ -168,6 +184,13 @@ class BrokerSettings(_Section):
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:{}-]*$", max_length=64)] = ""
 
 
+class WebSettings(_Section):
+    """Where the agent serves its page and metrics, and a worker its metrics: HOST:PORT; None is off."""
+
+    listen: Listen | None = None
+    worker_listen: Listen | None = None
+
+
 class CameraDefaults(_Section):
     """What a camera does unless its own table says otherwise."""
 
@@ -205,6 +228,7 @@ class Settings(_Section):
     ingest: IngestSettings = IngestSettings()
     spool: SpoolSettings = SpoolSettings()
     broker: BrokerSettings = BrokerSettings()
+    web: WebSettings = WebSettings()
     defaults: CameraDefaults = CameraDefaults()
     cameras: dict[Annotated[str, Field(pattern=rf"^{CAMERA_PATTERN}$")], CameraSettings] = {}
     drain_timeout: Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=3600)] = 10.0
@@ -221,7 +245,7 @@ class Settings(_Section):
     def worker_environment(self) -> dict[str, str]:
         """Return the variables that give a worker these settings; no camera source is among them."""
         found = {}
-        for section in ("ingest", "spool", "broker"):
+        for section in ("ingest", "spool", "broker", "web"):
             model: BaseModel = getattr(self, section)
             for key, value in model:
                 if value is not None:
@@ -247,6 +271,7 @@ ENV_SHORT: dict[str, str] = {
     "RELAY_ON_REFUSED": "ingest.on_refused",
     "RELAY_SPOOL": "spool.path",
     "RELAY_BROKER": "broker.url",
+    "RELAY_WEB": "web.listen",
     "RELAY_DRAIN_TIMEOUT": "drain_timeout",
     "RELAY_FFMPEG": "ffmpeg",
 }
@@ -257,6 +282,7 @@ FLAGS: dict[str, str] = {
     "--on-refused": "ingest.on_refused",
     "--spool": "spool.path",
     "--broker": "broker.url",
+    "--web": "web.listen",
     "--segment-duration": "defaults.segment_seconds",
     "--fps": "defaults.fps",
     "--resolution": "defaults.resolution",
@@ -295,7 +321,7 @@ def _environment_layer(environ: Mapping[str, str]) -> _Layer:
             layer[ENV_SHORT[name].replace(".", "\0")] = (value, name)
         elif name.startswith(ENV_PREFIX) and "__" in name:
             section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
-            if section in {"ingest", "spool", "broker", "defaults"}:
+            if section in {"ingest", "spool", "broker", "web", "defaults"}:
                 layer.setdefault(f"{section}\0{key}", (value, name))
     return layer
 

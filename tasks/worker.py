@@ -22,6 +22,7 @@ from capture.settings import Settings, read_token
 from capture.spool import Spool
 from tasks.celery import app, settings
 from tasks.memory import Memory
+from tasks.metrics import metering
 
 LEFT_SECONDS = 2.0
 NOT_MOUNTED = "the spool is not mounted"
@@ -40,6 +41,8 @@ class Worker:
         self.memory = Memory(app, self.spool.id)
         self.lanes = Lanes(self.spool.state)
         self.shortlist = Shortlist(self.spool)
+        self.meter = metering.meter()
+        self.meter.watch(self.spool.journal)
         self._left_at = float("-inf")
         self._is_mounted = True
         self._tls: ssl.SSLContext | None = None

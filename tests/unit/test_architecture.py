@@ -24,6 +24,7 @@ DOORS = {
     "subprocess": {"process", "leash", "ffmpeg_binary"},
     "click": {"cli", "operate"},
     "tomllib": {"settings"},
+    "prometheus_client": {"metrics_text"},
 }
 
 
