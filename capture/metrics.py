@@ -77,7 +77,8 @@ class Look:
                 log.warning("metrics_spool_unreadable", reason=reason, then="looked at again")
             self._is_readable = False
         except Exception:
-            log.exception("metrics_look_failed")
+            if self._is_readable:
+                log.exception("metrics_look_failed")
             self._is_readable = False
 
 

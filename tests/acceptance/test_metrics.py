@@ -100,6 +100,8 @@ def test_counts_survive_the_renewal_and_the_killing_of_children_and_their_files_
     # Eight children or more have come and gone; two live, and the main process counts, too, if it has to.
     assert len(list(temporary.glob("relay-capture-*"))) == 1
     assert len(files_in(temporary)) <= 3
+    listening = [line for child in worker.children() for line in child.net_connections() if not line.raddr]
+    assert listening == [], "a child has the server's socket"
     assert not [secret for secret in SECRETS if secret in body.decode()]
 
     worker.process.send_signal(signal.SIGTERM)
