@@ -193,8 +193,7 @@ def worker_rows(store: Store, *, processes: int, wall: float) -> Iterator[Row]:
     yield BUILD, build_values("worker")
     yield TIME, {(): wall}
     yield PROCESSES, {(): float(processes)}
-    totals = store.totals()
-    found = {metric: store.of(metric, totals) for metric in WORKER_COUNTERS}
+    found = store.totals(WORKER_COUNTERS)
     cameras = {labels[0] for metric in found if metric.labels[:1] == ("camera",) for labels in found[metric]}
     for metric, values in found.items():
         yield metric, {**dict.fromkeys(_beginnings(metric, sorted(cameras)), 0.0), **values}

@@ -1,13 +1,15 @@
 """A worker's metrics over HTTP: one path, GET and HEAD, from threads of the main process, everything bounded.
 
-The main process forks children now and then, also while a scrape is answered. So nothing here logs, looks up
-a name or takes a lock that a child could miss; a child closes the listening socket that it inherits.
+The main process forks children now and then, also while a scrape is answered. So nothing here looks up a
+name, and next to nothing logs or takes a lock that a child could miss; a child closes the socket that it
+inherits.
 """
 
 import contextlib
 import ipaddress
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +18,16 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 
+import structlog
+
 from capture.metrics_text import CONTENT_TYPE
 
 MOST_CONNECTIONS: Final = 8
 ANSWER_SECONDS: Final = 10.0  # for a whole connection
+TICK_SECONDS: Final = 0.1  # between two looks at who takes too long, and the most that a stop waits
 PATH: Final = "/metrics"
+
+log = structlog.get_logger()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,11 +100,14 @@ class MetricsServer(ThreadingMixIn, TCPServer):
     def __init__(self, listen: str, read: Callable[[], bytes]) -> None:
         self.host, _, port = listen.rpartition(":")
         self.read = read
+        self._has_failed = False
         self._lines: dict[socket.socket, float] = {}  # connections, and until when each may take
         found = socket.getaddrinfo(self.host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         self.address_family = found[0]
         super().__init__(found[4][:2], _Handler)  # type: ignore[arg-type] # of IPv6 the first two do
-        self._thread = threading.Thread(target=self.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(TICK_SECONDS,), name="metrics", daemon=True
+        )
         os.register_at_fork(after_in_child=self.socket.close)
 
     @property
@@ -121,7 +131,7 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         return True
 
     def service_actions(self) -> None:
-        """End what takes too long; called twice a second."""
+        """End what takes too long; called at each tick."""
         now = time.monotonic()
         for line, until in list(self._lines.items()):
             if now > until:
@@ -133,4 +143,9 @@ class MetricsServer(ThreadingMixIn, TCPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's
-        """Say nothing of who hung up; a fault of ours shows as a scrape without an answer."""
+        """Say nothing of who hung up, and of a fault of ours once: the next scrape would meet it again."""
+        del request, client_address
+        error = sys.exception()
+        if not isinstance(error, OSError) and not self._has_failed:
+            self._has_failed = True
+            log.error("metrics_request_failed", exc_info=error)

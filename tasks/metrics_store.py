@@ -11,13 +11,14 @@ holds a lock on it while it lives. What a dead one leaves is added to the sum in
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -58,13 +59,15 @@ class FileCounts(Counts):
 
     def _changed(self, key: Key, value: float) -> None:
         place = self._places.get(key)
-        with contextlib.suppress(OSError):
+        try:
             if place is not None:
                 os.pwrite(self._descriptor, _VALUE.pack(value), place * RECORD)
             elif len(self._places) < MOST_RECORDS:
                 place = len(self._places)
                 if os.pwrite(self._descriptor, _record(key, value), place * RECORD) == RECORD:
                     self._places[key] = place
+        except OSError:
+            return
 
 
 def _record(key: Key, value: float) -> bytes:
@@ -74,15 +77,22 @@ def _record(key: Key, value: float) -> bytes:
     return _VALUE.pack(value) + text.ljust(_KEY_BYTES)
 
 
+@functools.lru_cache(maxsize=MOST_RECORDS)
+def _parsed(text: bytes) -> Key | None:
+    """Return the metric and labels of a record; None for one that is not whole. The same ones come again."""
+    try:
+        name, *labels = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return str(name), tuple(map(str, labels))
+
+
 def read_counts(data: bytes) -> Iterator[tuple[Key, float]]:
     """Yield what a file holds, as far as its records are whole."""
     for start in range(0, len(data) - RECORD + 1, RECORD):
-        record = data[start : start + RECORD]
-        try:
-            name, *labels = json.loads(record[_VALUE.size :])
-        except ValueError:
-            continue
-        yield (str(name), tuple(map(str, labels))), float(_VALUE.unpack_from(record)[0])
+        key = _parsed(data[start + _VALUE.size : start + RECORD])
+        if key is not None:
+            yield key, float(_VALUE.unpack_from(data, start)[0])
 
 
 class Store:
@@ -102,26 +112,20 @@ class Store:
             for path in self.directory.glob("*.new"):
                 _remove_if_left(path)
 
-    def totals(self) -> dict[Key, float]:
-        """Return the sums over all processes there ever were; they never fall."""
+    def totals(self, metrics: Iterable[Metric]) -> dict[Metric, dict[Labels, float]]:
+        """Return the sums over all processes there ever were, with cameras above the cap as one."""
+        known = {metric.name: metric for metric in metrics}
+        sums: dict[Metric, dict[Labels, float]] = {metric: {} for metric in known.values()}
         with self._guard:
-            sums: dict[Key, float] = {}
             alive = [counts for path in self._files() for counts in self._take(path)]
-            for key, value in [*self._gone.items(), *alive]:
-                sums[key] = sums.get(key, 0.0) + value
-            return sums
-
-    def of(self, metric: Metric, totals: dict[Key, float]) -> dict[Labels, float]:
-        """Return the values of one metric by its labels, with cameras above the cap as one."""
-        found: dict[Labels, float] = {}
-        for (name, labels), value in totals.items():
-            if name == metric.name:
-                shown = self._capped(metric, labels)
-                found[shown] = found.get(shown, 0.0) + value
-        return found
+            for (name, labels), value in [*self._gone.items(), *alive]:
+                if (metric := known.get(name)) is not None:
+                    shown = self._capped(metric, labels)
+                    sums[metric][shown] = sums[metric].get(shown, 0.0) + value
+        return sums
 
     def _capped(self, metric: Metric, labels: Labels) -> Labels:
-        if metric.labels[:1] == ("camera",):
+        if labels and metric.labels[:1] == ("camera",):
             return (self._names(labels[0]), *labels[1:])
         return labels
 
