@@ -40,14 +40,21 @@ class Backlog:
     """Sessions that ended long ago. `parked` is a directory on the spool's file system, outside of it."""
 
     def __init__(
-        self, root: Path, parked: Path, *, cameras: Sequence[str], content: bytes, seconds: float
+        self,
+        root: Path,
+        parked: Path,
+        *,
+        cameras: Sequence[str],
+        content: bytes,
+        seconds: float,
+        age: timedelta = AGE,
     ) -> None:
         self._root = root
         self._parked = parked
         self._cameras = cameras
         self._content = content
         self._seconds = seconds
-        self._age = AGE
+        self._age = age
         self.sessions: list[SessionName] = []
         self.made = 0
         parked.mkdir(exist_ok=True)
@@ -62,7 +69,7 @@ class Backlog:
                 count = missing[camera] // left
                 self._session(camera, count)
                 missing[camera] -= count
-            self._age -= APART
+            self._age = max(timedelta(0), self._age - APART)
 
     def _owed(self, spool: Spool, camera: str) -> int:
         return sum(spool.count_segments(each) for each in self.sessions if each.camera == camera)

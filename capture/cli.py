@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from capture import __version__
+from capture.config_commands import config
 from capture.errors import RelayError, UsageError
 from capture.operate import COMMANDS
 
@@ -98,6 +100,7 @@ def _load(options: dict[str, Any]) -> Any:  # noqa: ANN401 - Settings, imported 
         source=options["source"],
         camera_id=options["camera_id"],
         realtime=False if options["no_realtime"] else None,
+        tolerate_bad_cameras=True,
     )
 
 
@@ -107,7 +110,7 @@ def run(**options: Any) -> int:  # noqa: ANN401 - click's
     """Capture, and leave the uploading to workers elsewhere."""
     from capture.commands import run_agent  # noqa: PLC0415
 
-    return run_agent(_load(options), as_json=options["as_json"], verbose=options["verbose"])
+    return run_agent(partial(_load, options), as_json=options["as_json"], verbose=options["verbose"])
 
 
 @cli.command()
@@ -131,9 +134,8 @@ def up(concurrency: int, flower: int | None, **options: Any) -> int:  # noqa: AN
     """Everything on one machine: broker, worker, beat and capture."""
     from capture.commands import run_everything  # noqa: PLC0415
 
-    settings = _load(options)
     return run_everything(
-        settings,
+        partial(_load, options),
         concurrency=concurrency,
         flower_port=flower,
         as_json=options["as_json"],
@@ -206,7 +208,7 @@ def demo(seconds: int, outage: str | None, keep: Path | None, *, plain: bool) ->
     return run_demo(seconds=seconds, outage=outage, keep=keep, plain=plain)
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, config):
     cli.add_command(_command)
 
 __all__ = ["UsageError", "cli", "main"]

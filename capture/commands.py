@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+import structlog
 
 from capture.agent import Agent, plan_cameras
 from capture.broker import RuntimeDir, ping
@@ -13,11 +15,16 @@ from capture.errors import EXIT_DONE
 from capture.ffmpeg import find_ffmpeg
 from capture.log import configure_logging
 from capture.probe import require_video
+from capture.reload import Reloader
 from capture.runner import StopSignals, live
 from capture.settings import Settings, require_cloud
 from capture.sink import FaultPlan, Sink, SinkEvent
 from capture.spool import Spool
 from capture.stack import Stack
+
+Load = Callable[[], Settings]
+
+log = structlog.get_logger()
 
 
 def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool, str]:
@@ -28,32 +35,56 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
     if len(plans) == 1:  # among many, one bad source is that camera's trouble alone
         require_video(ffmpeg.path, plans[0].source)
+    tell_trouble(settings)
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 
-def run_agent(settings: Settings, *, as_json: bool = False, verbose: bool = False) -> int:
-    """`run`: the capture agent alone."""
+def tell_trouble(settings: Settings) -> None:
+    """Log what is wrong with the settings, and keeps nothing or one camera alone from running."""
+    for warning in settings.warnings:
+        log.warning("secret_readable_by_others", advice=warning)
+    for camera, problems in settings.faulty_cameras.items():
+        log.error("camera_misconfigured", camera=camera, problems=list(problems), then="the others run")
+
+
+def _reloader(settings: Settings, load: Load, *, as_json: bool, verbose: bool) -> Reloader:
+    """Return what reads the settings anew; the log masks the old secrets and the new ones from then on."""
+    secrets = set(settings.secrets())
+
+    def learn(new: Settings) -> None:
+        secrets.update(new.secrets())
+        configure_logging(secrets=secrets, as_json=as_json, verbose=verbose)
+
+    return Reloader(settings, load, learn=learn)
+
+
+def run_agent(load: Load, *, as_json: bool = False, verbose: bool = False) -> int:
+    """`run`: the capture agent alone. `load` reads the settings, now and at each reload."""
+    settings = load()
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
     signals = StopSignals()
     signals.install()
-    return live(Agent(settings, spool, ffmpeg), None, settings, spool, signals)
+    reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
+    return live(Agent(settings, spool, ffmpeg), None, settings, spool, signals, reloader=reloader)
 
 
 def run_everything(
-    settings: Settings,
+    load: Load,
     *,
     concurrency: int,
     flower_port: int | None = None,
     as_json: bool = False,
     verbose: bool = False,
 ) -> int:
-    """`up`: broker, worker, beat, agent, and Flower if wanted."""
+    """`up`: broker, worker, beat, agent, and Flower if wanted. `load` reads the settings."""
+    settings = load()
     own_broker = "url" not in settings.broker.model_fields_set
     if not own_broker:
         ping(settings.broker.url.get_secret_value())
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
     signals = StopSignals()
     signals.install()
+    reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
     with RuntimeDir() as runtime:
         stack = Stack(
             settings,
@@ -67,7 +98,8 @@ def run_everything(
         settings = stack.settings_for_agent(settings)
         if own_broker:
             note_broker(spool, settings.broker.url.get_secret_value())
-        return live(Agent(settings, spool, ffmpeg), stack, settings, spool, signals)
+        agent = Agent(settings, spool, ffmpeg)
+        return live(agent, stack, settings, spool, signals, reloader=reloader)
 
 
 def run_sink(

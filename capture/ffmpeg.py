@@ -8,7 +8,7 @@ Facts behind the options were tried with ffmpeg 9.0; each stands beside its opti
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +55,9 @@ _ROUNDING_S = 0.001
 class CaptureOptions:
     """How to capture: seconds, frames per second, pixels (width, height).
 
-    `realtime` paces a source that has no pace of its own (a file, the test pattern).
+    `realtime` paces a source that has no pace of its own (a file, the test pattern). `offset`, below
+    `segment_seconds`, makes the first segment shorter by so much: the cameras of an agent then do not all
+    end a segment in the same moment. It is no difference between two cameras' settings.
     """
 
     segment_seconds: float
@@ -63,6 +65,7 @@ class CaptureOptions:
     resolution: tuple[int, int] | None = None
     audio: Audio = "off"
     realtime: bool = True
+    offset: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if self.segment_seconds <= 0:
@@ -117,6 +120,7 @@ def capture_command(
         # short enough that a pipe keeps it in one piece. Standard error is for trouble alone.
         *("-nostats", "-progress", "pipe:1", "-stats_period", "1"),
         *("-loglevel", "level+warning"),
+        *_shift(options),
         *_input(source, options, platform),
         *_video(source, options, encodes=encodes),
         *_audio(options.audio),
@@ -136,6 +140,11 @@ def probe_command(ffmpeg: str, source: Source) -> Command:
         *("-abort_on", "empty_output", "-f", "null", "-"),
     ]
     return Command(argv, _script(source, options))
+
+
+def _shift(options: CaptureOptions) -> list[str]:
+    """Let the times begin at the offset: the segment muxer, and our key frames, count from zero."""
+    return ["-itsoffset", f"{options.offset:g}"] if options.offset else []
 
 
 def _input(source: Source, options: CaptureOptions, platform: str) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from capture.segment import parse_open_name
@@ -53,7 +53,9 @@ def parse_segment_line(line: str) -> SegmentClosed | None:
 class StdoutParser:
     """Turns the bytes of ffmpeg's standard output into events, in whatever pieces they arrive."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: float = 0.0) -> None:
+        """`begin` is the time of the first frame: ffmpeg always lists the first segment as from zero."""
+        self._begin = begin
         self._rest = bytearray()
         self._is_skipping = False
         self._values: dict[str, str] = {}
@@ -83,7 +85,8 @@ class StdoutParser:
         text = line.decode("utf-8", "replace").strip()
         match = _KEY_VALUE.fullmatch(text)
         if match is None:
-            return parse_segment_line(text)
+            closed = parse_segment_line(text)
+            return closed and replace(closed, start=max(closed.start, self._begin))
         key, value = match.groups()
         if key in _PROGRESS_KEYS:
             self._values[key] = value

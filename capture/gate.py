@@ -16,6 +16,7 @@ import os
 import random
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -44,6 +45,12 @@ ADVICE = {
     "then start again; nothing was deleted",
     403: "the cloud forbids this token to send (403): ask the cloud's operator to allow it, or give another "
     "with RELAY_TOKEN or --token-file, then start again; nothing was deleted",
+}
+OWN_ADVICE = {
+    401: "the cloud does not know the token of camera {camera} (401): put the current one into {file}, "
+    "which is read at each attempt; nothing was deleted",
+    403: "the cloud forbids the token of camera {camera} to send (403): put another into {file}, or ask the "
+    "cloud's operator to allow it and run `relay-capture requeue`; nothing was deleted",
 }
 
 
@@ -89,6 +96,10 @@ def _number(state: dict[str, Any], key: str) -> float:
     return number if math.isfinite(number) else 0.0
 
 
+def _token_id(spool_id: str, token: str) -> str:
+    return hmac.new(spool_id.encode(), token.encode(), hashlib.sha256).hexdigest()[:12]
+
+
 @dataclass
 class Admission:
     """The gate's answer to one attempt, as a context; a probe holds the only probe slot until its end."""
@@ -132,10 +143,12 @@ class Gate:
         self._settings = settings
         self._breaker = spool.state / _BREAKER
         self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
+        # Asked before and after each attempt, of very few tokens.
+        self._token_id = lru_cache(maxsize=16)(partial(_token_id, spool.id))
 
     def token_id(self, token: str) -> str:
         """Return a short name for a token that tells nothing about it."""
-        return hmac.new(self._spool.id.encode(), token.encode(), hashlib.sha256).hexdigest()[:12]
+        return self._token_id(token)
 
     def _refused_path(self, token: str) -> Path:
         return self._spool.state / f"refused-{self.token_id(token)}.json"
@@ -144,6 +157,10 @@ class Gate:
         """Return status, time and advice when the cloud refused this token; None if it did not."""
         path = self._refused_path(token)
         return (read_json(path) or {"status": 401, "advice": ADVICE[401]}) if path.exists() else None
+
+    def refuses_anybody(self) -> bool:
+        """Tell whether any token is refused at present: a short look, for those who look often."""
+        return next(self._spool.state.glob("refused-*.json"), None) is not None
 
     def forgive(self, token: str) -> None:
         """Let this token knock again."""
@@ -224,12 +241,12 @@ class Gate:
                 due = self._spool.clock.time() + probe_delay(probes, self._dice.random())
                 self._spool.write_for_sure(self._breaker, {**state, "probes": probes, "probe_at": due})
 
-    def report(self, outcome: Outcome, token: str) -> Change:
-        """Note an outcome; return what it changed."""
+    def report(self, outcome: Outcome, token: str, camera: str | None = None) -> Change:
+        """Note an outcome; return what it changed. `camera` is the one that the attempt was for."""
         if outcome.kind is Kind.TRANSIENT:
             return self._count_failure(outcome)
         if outcome.kind is Kind.FATAL:
-            self._note_refusal(outcome, token)
+            self._note_refusal(outcome, token, camera)
             return Change.NONE
         was_down = self._reset(self._breaker)
         # A captive portal's page is an answer, but it says nothing about the token.
@@ -267,15 +284,19 @@ class Gate:
             )
         return Change.DOWN if before < FAILURES_TO_OPEN <= failures else Change.NONE
 
-    def _note_refusal(self, outcome: Outcome, token: str) -> None:
-        note = {**self.refusal_note(outcome), "at": self._spool.clock.time()}
+    def _note_refusal(self, outcome: Outcome, token: str, camera: str | None) -> None:
+        note = {**self.refusal_note(outcome, camera), "at": self._spool.clock.time()}
         self._spool.write_for_sure(self._refused_path(token), note)
 
-    def refusal_note(self, outcome: Outcome) -> dict[str, Any]:
-        """Return what `refused.json` says."""
+    def refusal_note(self, outcome: Outcome, camera: str | None = None) -> dict[str, Any]:
+        """Return what `refused.json` says; for a `camera` with a token of its own, where that stands."""
+        advice = ADVICE.get(outcome.status, ADVICE[401])
+        own = self._settings.token_files.get(camera) if camera is not None else None
+        if own is not None:
+            advice = OWN_ADVICE.get(outcome.status, OWN_ADVICE[401]).format(camera=camera, file=own)
         return {
             "status": outcome.status,
             "time": rfc3339(self._spool.clock.now()),
             "reason": outcome.reason,
-            "advice": ADVICE.get(outcome.status, ADVICE[401]),
+            "advice": advice,
         }

@@ -7,7 +7,9 @@ closing it: the signal may have left a connection half used, and closing can blo
 import base64
 import hashlib
 import os
+import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,15 +23,24 @@ import httpx
 
 from capture.claim import Claim
 from capture.errors import ConfigError
+from capture.limiter import Limit, NoLimit
 from capture.outcome import Kind, Outcome, attempt_seconds, classify, describe
 from capture.settings import IngestSettings
 from capture.source import redact
 
-PIECE = 256 * 1024
 CONNECT_SECONDS = 10.0
 _ANSWER_BYTES = 512
 _REDIRECTS = {307, 308}
 _MOST_REDIRECTS = 3
+# A connection that is kept can have died silently meanwhile, behind a NAT that forgot it: where nothing is
+# acknowledged for so long, it is given up long before the deadline of the attempt.
+_SILENT_MS = 15_000
+_SOCKET_OPTIONS = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *([(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_MS)] if sys.platform == "linux" else []),
+]
+# What the first use of a connection that the server closed in that very moment ends with.
+_CLOSED_MEANWHILE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _HEADERS = {"User-Agent": "relay-capture", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
@@ -47,33 +58,50 @@ class Answer:
     is_page: bool = False
 
 
+class _Used:
+    """Whether a request went over a new connection, as httpcore tells it."""
+
+    def __init__(self) -> None:
+        self.is_new = False
+
+    def see(self, event: str, _info: object) -> None:
+        if event == "connection.connect_tcp.started":
+            self.is_new = True
+
+
 class Ingest:
     """One keep-alive client of the cloud."""
 
-    def __init__(self, settings: IngestSettings, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, settings: IngestSettings, *, tls: ssl.SSLContext | None = None, limit: Limit | None = None
+    ) -> None:
         if settings.url is None:
             raise ConfigError("no cloud is set; expected its base URL; set RELAY_CLOUD")
         self._settings = settings
+        self._limit = limit or NoLimit()
         self._base = settings.url
         # trust_env off: a proxy or .netrc in somebody's environment must not redirect video or keys,
         # and looking for them costs 20 ms per client.
-        self._client = httpx.Client(
+        transport = httpx.HTTPTransport(
             verify=tls or tls_context(settings.ca_file),
             trust_env=False,
-            follow_redirects=False,
-            headers=_HEADERS,
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
+            socket_options=_SOCKET_OPTIONS,
+        )
+        self._client = httpx.Client(
+            transport=transport, trust_env=False, follow_redirects=False, headers=_HEADERS
         )
 
     def close(self) -> None:
         self._client.close()
 
     def send_segment(
-        self, claim: Claim, token: str, *, answer_seconds: float | None = None
+        self, claim: Claim, token: str, *, answer_seconds: float | None = None, is_live: bool = True
     ) -> tuple[Outcome, str]:
         """POST a segment from its file. Returns the outcome and the SHA-256 (hex) of what was sent.
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
+        `is_live` says whose share of a capped line it takes.
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
@@ -91,7 +119,7 @@ class Ingest:
         }
 
         def body() -> Iterator[bytes]:
-            return _pieces(claim.file, claim.size, deadline)
+            return _pieces(claim.file, claim.size, deadline, self._limit, is_live=is_live)
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
         timeout = httpx.Timeout(min(seconds, answer_seconds or seconds), connect=CONNECT_SECONDS)
@@ -144,16 +172,21 @@ class Ingest:
     ) -> Outcome:
         timeout = timeout or httpx.Timeout(self._settings.attempt_seconds, connect=CONNECT_SECONDS)
         allowed = success or tuple(self._settings.success)
+        used = _Used()
         try:
             for _ in range(_MOST_REDIRECTS):
-                request = self._client.build_request(
-                    method,
-                    url,
-                    headers={**headers, "X-API-Key": token},
-                    content=body() if body else None,
-                    timeout=timeout,
-                )
-                status, answer, text = self._exchange(request)
+
+                def request(url: str = url) -> httpx.Request:
+                    return self._client.build_request(
+                        method,
+                        url,
+                        headers={**headers, "X-API-Key": token},
+                        content=body() if body else None,
+                        timeout=timeout,
+                        extensions={"trace": used.see},
+                    )
+
+                status, answer, text = self._exchange_for_sure(request, used)
                 target = _redirect_target(url, status, answer.get("location", ""))
                 if target is None:
                     text = redact(text.decode("utf-8", "replace"), [token]).encode()
@@ -168,15 +201,26 @@ class Ingest:
             return Outcome(Kind.REJECTED, 0, "the cloud redirects to something that is no URL")
         return Outcome(Kind.TRANSIENT, 0, "the cloud redirects in circles")
 
+    def _exchange_for_sure(
+        self, request: Callable[[], httpx.Request], used: "_Used"
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """Exchange once; again on a new connection where a kept one turns out to be closed by the server."""
+        try:
+            return self._exchange(request())
+        except _CLOSED_MEANWHILE:
+            if used.is_new:
+                raise
+        return self._exchange(request())
+
     def _exchange(self, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
         response = self._client.send(request, stream=True)
         try:
             text = b""
-            if response.status_code != httpx.codes.NO_CONTENT:
-                for piece in response.iter_raw(_ANSWER_BYTES):
-                    text += piece
-                    if len(text) >= _ANSWER_BYTES:
-                        break
+            # To its end, also where there is no body: only then is the connection used again.
+            for piece in response.iter_raw(_ANSWER_BYTES):
+                text += piece
+                if len(text) >= _ANSWER_BYTES:
+                    break
             return response.status_code, response.headers, text[:_ANSWER_BYTES]
         finally:
             response.close()
@@ -199,13 +243,14 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
         ) from None
 
 
-def _pieces(file: BinaryIO, size: int, deadline: float) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, size: int, deadline: float, limit: Limit, *, is_live: bool) -> Iterator[bytes]:
     """Yield exactly `size` bytes of a file, so that one that grows or shrinks cannot break the framing."""
     offset = 0
     while offset < size:
-        if time.monotonic() > deadline:
+        length = min(limit.piece(), size - offset)
+        if not limit.wait(length, is_live=is_live, until=deadline):
             raise _DeadlineError
-        piece = os.pread(file.fileno(), min(PIECE, size - offset), offset)
+        piece = os.pread(file.fileno(), length, offset)
         if not piece:
             raise httpx.WriteError("the segment file shrank while it was sent")
         offset += len(piece)

@@ -8,8 +8,10 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from capture.settings import IngestSettings
+from capture.timetable import parse_timetable
 
 HIGHEST_RETRY_AFTER = 3600.0
+SHARERS = 4  # uploads at once, on a capped line
 _TRANSIENT = {408, 425, 429}
 _FATAL = {401, 403}
 _CONFLICT = 409
@@ -82,5 +84,11 @@ def retry_after(text: str, *, now: datetime | None = None) -> float | None:
 
 
 def attempt_seconds(ingest: IngestSettings, size: int) -> float:
-    """Return the deadline of one attempt: a base, plus what the slowest bearable uplink needs."""
-    return ingest.attempt_seconds + size / float(ingest.slowest_uplink)
+    """Return the deadline of one attempt: a base, plus what the slowest bearable uplink needs.
+
+    A capped line is shared by several uploads: a quarter of the lowest cap may be all that one gets.
+    """
+    slowest = float(ingest.slowest_uplink)
+    if ingest.max_rate is not None:
+        slowest = min(slowest, parse_timetable(ingest.max_rate).slowest / SHARERS)
+    return ingest.attempt_seconds + size / slowest

@@ -17,6 +17,7 @@ from capture.errors import (
     RelayError,
 )
 from capture.outcome import attempt_seconds
+from capture.reload import Reloader
 from capture.settings import Settings
 from capture.spool import Spool
 from capture.stack import Stack
@@ -32,17 +33,30 @@ log = structlog.get_logger()
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once."""
+    """SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once.
+
+    SIGHUP asks for a reload; several that come together are one.
+    """
 
     def __init__(self) -> None:
         # A plain flag: a handler that sets an Event can meet the very lock that it interrupted.
         self._asked = False
+        self._reload_asked = False
         self._name = ""
         self.asked_at = 0.0  # monotonic seconds
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+        signal.signal(signal.SIGHUP, self._handle_reload)
+
+    def _handle_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self._reload_asked = True
+
+    def take_reload(self) -> bool:
+        """Tell whether a reload was asked for since the last call."""
+        asked, self._reload_asked = self._reload_asked, False
+        return asked
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._asked:
@@ -79,6 +93,7 @@ def live(
     signals: StopSignals,
     *,
     on_tick: Callable[[], None] = lambda: None,
+    reloader: Reloader | None = None,
 ) -> int:
     """Run until the source ends, a signal comes, or the cloud refuses us; then stop and drain.
 
@@ -88,7 +103,7 @@ def live(
         stack.start()
     try:
         agent.start()
-        advice = _watch(agent, stack, signals, on_tick)
+        advice = _watch(agent, stack, signals, on_tick, reloader or Reloader(settings))
         if signals.is_asked():
             log.info("stopping", reason=signals.name or "asked")
         agent.stop()
@@ -123,10 +138,17 @@ def _owed(agent: Agent) -> int:
 
 
 def _watch(
-    agent: Agent, stack: Stack | None, signals: StopSignals, on_tick: Callable[[], None]
+    agent: Agent,
+    stack: Stack | None,
+    signals: StopSignals,
+    on_tick: Callable[[], None],
+    reloader: Reloader,
 ) -> str | None:
     """Wait for the end of it; return the advice if the cloud refused the token."""
     while agent.is_running() and not signals.wait(TICK_SECONDS):
+        agent.attend()
+        if signals.take_reload():
+            reloader.reload(agent, stack)
         if stack is not None:
             stack.check()
         if (advice := agent.refusal()) is not None:

@@ -1,6 +1,5 @@
 """`up` on one machine: broker, worker, beat and Flower as supervised children with one stop order."""
 
-import os
 import signal
 import sys
 import time
@@ -14,13 +13,14 @@ from capture.errors import ConfigError, RelayError
 from capture.handoff import BACKLOG, LIVE
 from capture.process import Child, Stream, describe_exit
 from capture.pulse import DIRECTORY_VARIABLE, PULSE_SECONDS, STUCK_SECONDS, age_of, pulse_path
-from capture.settings import Settings
+from capture.settings import Settings, child_environment
 from capture.supervision import Ladder, State
 
 WORKER_GRACE_SECONDS = 1.5
 OTHER_GRACE_SECONDS = 0.5
 IDLE_GRACE_SECONDS = 0.2
 BROKER_RESTART_SECONDS = 2.0
+TOKEN_FILES = "RELAY_INGEST__TOKEN_FILES"  # noqa: S105 - a name
 
 log = structlog.get_logger()
 
@@ -87,6 +87,14 @@ class Service:
             log.error("service_stuck", service=self.name, seconds=round(age), then="it is started anew")
             child.kill_group()
 
+    def renew(self, grace: float) -> None:
+        """End it and start it at once, with what `start` gives it now."""
+        if self.state is not State.RUNNING or self._child is None:
+            return
+        self._child.stop(grace)
+        self._child.close()
+        self.start()
+
     def ask_to_stop(self) -> None:
         if self._child is not None and self.state is State.RUNNING:
             self._child.terminate(signal.SIGTERM)
@@ -119,7 +127,9 @@ class Stack:
         self._runtime_dir = runtime_dir
         self._stderr = stderr
         self._verbose = verbose
-        self._broker = EmbeddedBroker(runtime_dir) if embedded_broker else None
+        self._broker = (
+            EmbeddedBroker(runtime_dir, hidden=settings.secret_variables()) if embedded_broker else None
+        )
         self._environment = {
             **_environment(settings, self._broker.url if self._broker else None, as_json),
             # Celery's process pool makes a directory for temporary files and leaves it when it is killed.
@@ -152,6 +162,15 @@ class Stack:
         if self._broker is not None:
             found["broker"] = self._broker.pid
         return {name: pid for name, pid in found.items() if pid is not None}
+
+    def use_token_files(self, settings: Settings) -> None:
+        """Give the worker the cameras' token files as they are now; it is renewed if they changed."""
+        files = settings.worker_environment()[TOKEN_FILES]
+        if files == self._environment[TOKEN_FILES]:
+            return
+        self._environment[TOKEN_FILES] = files
+        log.info("worker_renewed", reason="the cameras' token files changed")
+        self._services["worker"].renew(WORKER_GRACE_SECONDS)
 
     def start(self) -> None:
         """Start everything; only the broker is waited for, a tenth of a second."""
@@ -222,11 +241,10 @@ class Stack:
 
 def _environment(settings: Settings, broker_url: str | None, as_json: bool) -> dict[str, str]:  # noqa: FBT001
     """Return the children's environment: the worker's settings and no camera's source."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
     extra = {"RELAY_LOG_JSON": "1"} if as_json else {}
     if broker_url is not None:
         extra["RELAY_BROKER__URL"] = broker_url
-    return {**inherited, **settings.worker_environment(), **extra}
+    return {**child_environment(settings.secret_variables()), **settings.worker_environment(), **extra}
 
 
 def _level(verbose: bool) -> str:  # noqa: FBT001

@@ -16,10 +16,12 @@ from capture.gate import SLOWEST_PROBE_SECONDS, Change, Gate
 from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
 from capture.lanes import Lanes
+from capture.limiter import Limiter
 from capture.outcome import Outcome
 from capture.recovery import Shortlist
 from capture.settings import Settings, read_token
 from capture.spool import Spool
+from capture.timetable import parse_timetable
 from tasks.celery import app, settings
 from tasks.memory import Memory
 from tasks.metrics import metering
@@ -54,8 +56,12 @@ class Worker:
         if self._ingest is None:
             # Reading the authorities takes 20 ms: once per process, also when the client is dropped.
             self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
-            self._ingest = Ingest(self.settings.ingest, tls=self._tls)
+            self._ingest = Ingest(self.settings.ingest, tls=self._tls, limit=self._limit())
         return self._ingest
+
+    def _limit(self) -> Limiter | None:
+        rate = self.settings.ingest.max_rate
+        return None if rate is None else Limiter(self.spool.state, parse_timetable(rate))
 
     def is_mounted(self) -> bool:
         """Tell whether the spool is there; says so when that changes."""
@@ -75,9 +81,9 @@ class Worker:
         """Forget the client after a time limit fired in it. Not closed: closing could block for ever."""
         self._ingest = None
 
-    def report(self, outcome: Outcome, token: str) -> None:
-        """Tell the gate of an attempt, and everybody of what that changed."""
-        change = self.gate.report(outcome, token)
+    def report(self, outcome: Outcome, token: str, camera: str) -> None:
+        """Tell the gate of an attempt for a camera, and everybody of what that changed."""
+        change = self.gate.report(outcome, token, camera)
         if change is Change.DOWN:
             log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
         elif change is Change.UP:
@@ -101,9 +107,9 @@ class Worker:
             self._left_at = now
             self.recover_soon()
 
-    def token(self) -> str:
-        """The token as it stands now."""
-        return read_token(self.settings.ingest)
+    def token(self, camera: str | None = None) -> str:
+        """The token as it stands now, a camera's own if it has one. Raises ConfigError without one."""
+        return read_token(self.settings.ingest, camera)
 
 
 class _PerProcess:

@@ -3,10 +3,12 @@
 import hashlib
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import threading
 import time
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -37,8 +39,20 @@ def claimed(spool: Spool):
             yield found
 
 
+_clients: list[Ingest] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_clients():
+    yield
+    while _clients:
+        _clients.pop().close()
+
+
 def client(url, **settings) -> Ingest:
-    return Ingest(IngestSettings(url=url, attempt_seconds=2.0, slowest_uplink=10**9, **settings), tls=TLS)
+    settings = IngestSettings(url=url, attempt_seconds=2.0, slowest_uplink=10**9, **settings)
+    _clients.append(Ingest(settings, tls=TLS))
+    return _clients[-1]
 
 
 def test_a_segment_arrives_byte_for_byte_with_all_its_headers(sink, claimed):
@@ -98,12 +112,65 @@ def test_the_key_is_never_in_a_reason(sink, claimed):
     assert "s3cret" not in client(sink.url).send_segment(claimed, "s3cret")[0].reason
 
 
-def test_one_connection_serves_many_segments(sink, claimed):
-    ingest = client(sink.url)
+@pytest.mark.parametrize("answer", [(204, 409), (503,)])
+def test_one_connection_serves_many_segments(sink, claimed, answer):
+    if answer == (503,):
+        sink.faults.add(Fault("status", status=503, body=b"busy"))
+    ingest, used = client(sink.url), []
     for _ in range(5):
-        ingest.send_segment(claimed, "T")
-    (pool,) = [ingest._client._transport._pool]
-    assert len(pool.connections) == 1
+        assert ingest.send_segment(claimed, "T")[0].status in answer
+        used += ingest._client._transport._pool.connections
+    assert len(used) == 5
+    assert all(each is used[0] for each in used)
+
+
+@contextmanager
+def scripted(*connections):
+    """A server that does as it is told on each connection: "answer" a request, or "close" in its middle."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    accepted = []
+
+    def serve():
+        for steps in connections:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            accepted.append(steps)
+            with connection, connection.makefile("rb") as reader:
+                for step in steps:
+                    size = 0
+                    while (line := reader.readline()).strip():
+                        if line.lower().startswith(b"content-length:"):
+                            size = int(line.partition(b":")[2])
+                    if step == "close":
+                        break
+                    reader.read(size)
+                    connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", accepted
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
+
+
+def test_a_kept_connection_that_the_server_just_closed_costs_no_attempt(claimed):
+    with scripted(("answer", "close"), ("answer",)) as (url, accepted):
+        ingest = client(url)
+        assert [ingest.send_segment(claimed, "T")[0].status for _ in range(2)] == [204, 204]
+        assert len(accepted) == 2
+        ingest.close()
+
+
+def test_a_new_connection_that_the_server_closes_is_a_failed_attempt(claimed):
+    with scripted(("close",), ("answer",)) as (url, accepted):
+        assert client(url).send_segment(claimed, "T")[0].kind is Kind.TRANSIENT
+        assert len(accepted) == 1
 
 
 @pytest.mark.parametrize(
@@ -211,7 +278,8 @@ def test_a_certificate_nobody_vouches_for_is_refused_unless_its_authority_is_giv
         refused, _ = client(server.url).send_segment(claimed, "T")
         assert refused.kind is Kind.TRANSIENT
         settings = IngestSettings(url=server.url, ca_file=cert)
-        assert Ingest(settings).send_segment(claimed, "T")[0].kind is Kind.OK
+        _clients.append(Ingest(settings))
+        assert _clients[-1].send_segment(claimed, "T")[0].kind is Kind.OK
 
 
 def test_a_file_that_holds_no_certificates_is_one_message(tmp_path):
