@@ -1,5 +1,6 @@
 """What is counted, under which words, and how it is shown: pure."""
 
+import dataclasses
 import math
 import random
 from dataclasses import replace
@@ -57,6 +58,9 @@ def test_every_cause_that_ffmpeg_is_given_has_its_word(kind, cause):
         ("the session's directory was removed", "session_removed"),
         ("the source ended", "source_ended"),
         ("ffmpeg was killed by SIGKILL", "ffmpeg_ended"),
+        ("ffmpeg does not run", "ffmpeg_frozen"),
+        ("a bug of this program (KeyError); its log has more", "bug"),
+        ("No space left on device", "disk_full"),
         ("the spool's marker /x has vanished or changed", "spool_unusable"),
         ("no new frame; then: nothing listens at host and port", "no_new_frame"),
         (SECRET, "other"),
@@ -70,10 +74,10 @@ def test_a_cause_in_the_journal_becomes_one_of_a_few_words(cause, word):
 
 
 def test_what_the_watchdog_says_has_its_words():
-    before = Watchdog(0.0).complaint(1000.0)
-    stalled = Watchdog(0.0)
+    dark, stalled = Watchdog(0.0), Watchdog(0.0)
     stalled.see(1, 1.0)
-    assert [cause_label(before), cause_label(stalled.complaint(1000.0))] == ["no_first_frame", "no_new_frame"]
+    said = [next(filter(None, map(dog.complaint, map(float, range(1, 200))))) for dog in (dark, stalled)]
+    assert list(map(cause_label, said)) == ["no_first_frame", "no_new_frame"]
 
 
 def test_there_is_a_word_for_every_kind_of_failure_and_no_word_twice():
@@ -157,8 +161,9 @@ def test_the_number_of_camera_labels_is_bounded_and_a_label_stays_what_it_is():
 
 
 def live(camera="gate", **fields):
-    start = Live(camera, State.RUNNING, 5, 250, 2, 990.0, None)
-    return replace(start, **fields)
+    known = {"id": camera, "state": State.RUNNING, "segments": 5, "frames": 250, "restarts": 2}
+    known |= {"last_segment_at": 990.0, **fields}
+    return Live(**{each.name: known.get(each.name) for each in dataclasses.fields(Live)})
 
 
 def status(*cameras, **fields):
