@@ -207,3 +207,8 @@ def explain(stderr_tail: Sequence[str]) -> Failure:
 def _without_names(line: str) -> str:
     """Drop quoted names and URLs: a file may be called "permission denied.mp4"."""
     return re.sub(r"'.*'|\S+://\S+", "", line)
+
+
+def kind_of(cause: str) -> FailureKind | None:
+    """Return the kind of a failure from its cause; None for a cause that `explain` never gives."""
+    return next((kind for kind, _, known in _CAUSES if known == cause), None)

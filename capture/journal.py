@@ -8,7 +8,7 @@ reports it instead of guessing.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -48,6 +48,8 @@ class Journal:
     def __init__(self, directory: Path, clock: Clock | None = None) -> None:
         self.directory = directory
         self._clock = clock or Clock()
+        # Told of what this process has written; for those who count. It must neither wait nor raise.
+        self.observer: Callable[[str, Event, Sequence[Mapping[str, object]]], None] | None = None
 
     def append(self, camera: str, event: Event, *, durable: bool = False, **fields: object) -> None:
         """Write one line; with `durable`, return only when it is on the disk. Raises OSError."""
@@ -74,6 +76,8 @@ class Journal:
                 os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
+        if self.observer is not None:
+            self.observer(camera, event, rows)
 
     def cameras(self) -> list[str]:
         """Return the cameras that have a journal."""
