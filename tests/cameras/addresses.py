@@ -57,9 +57,9 @@ class DeadIp:
 class OddPort:
     """A port that takes connections and then behaves oddly. `calls` is when each one came.
 
-    ``silent``: reads, and never says anything. ``garbage``: says noise for ever. ``trickle``: begins a proper RTSP
-    answer and sends a byte of it every 0.2 s, for ever. ``closes``: closes at once. ``web``: answers as a web
-    server does.
+    ``silent``: reads, and never says anything. ``garbage``: says noise for ever. ``trickle``: begins a proper
+    RTSP answer and sends a byte of it every 0.2 s, for ever. ``closes``: closes at once. ``web``: answers as
+    a web server does.
     """
 
     def __init__(self, behaviour: str, *, host: str = "127.0.0.1", port: int = 0) -> None:

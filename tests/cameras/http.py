@@ -18,15 +18,17 @@ TAKE_BYTES = 65536
 class HttpCamera:
     """Serves an ffmpeg child's output to each who asks, at its pace and without an end.
 
-    `stall` keeps connections and sends nothing, `resume` goes on, `drop` closes them all, `refuse` answers further
-    requests with a status, `accept` serves again. `form` is ``mpegts`` or ``mjpeg``; `size` in pixels.
+    `stall` keeps connections and sends nothing, `resume` goes on, `drop` closes them all, `refuse` answers
+    further requests with a status, `accept` serves again. `form` is ``mpegts`` or ``mjpeg``; `size`
+    in pixels.
     """
 
     def __init__(
         self, ffmpeg: str, form: str = "mpegts", *, size: str = "320x180", fps: int = 10, port: int = 0
     ) -> None:
-        self._command = [ffmpeg, "-nostdin", "-v", "error", "-re", "-f", "lavfi"]
-        self._command += ["-i", f"testsrc2=size={size}:rate={fps}", *ENCODERS[form], "-flush_packets", "1", "-"]
+        pattern = f"testsrc2=size={size}:rate={fps}"
+        self._command = [ffmpeg, "-nostdin", "-v", "error", "-re", "-f", "lavfi", "-i", pattern]
+        self._command += [*ENCODERS[form], "-flush_packets", "1", "-"]
         self._goes = threading.Event()
         self._goes.set()
         self.refuses = 0
@@ -73,7 +75,7 @@ class HttpCamera:
         camera = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 - the base class's name
+            def do_GET(self) -> None:
                 camera.requests += 1
                 self.send_response(camera.refuses or 200)
                 self.send_header("Content-Type", content_type)

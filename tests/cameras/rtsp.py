@@ -31,8 +31,9 @@ def missing() -> str | None:
         "lost = [name for name in names if not Gst.ElementFactory.find(name)];"
         "raise SystemExit(f'no GStreamer element {lost}' if lost else 0)"
     )
+    command = [PYTHON, "-W", "ignore", "-c", look]
     try:
-        done = subprocess.run([PYTHON, "-W", "ignore", "-c", look], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         return f"{PYTHON}: {error.strerror}"
     if done.returncode == 0:
@@ -82,8 +83,12 @@ class RtspCamera:
         seen = len(self._lines)
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()
-        self._write(json.dumps(self.options))
-        ready = self.wait_for("ready", since=seen, timeout=START_SECONDS)
+        try:
+            self._write(json.dumps(self.options))
+            ready = self.wait_for("ready", since=seen, timeout=START_SECONDS)
+        except BaseException:
+            self.kill()
+            raise
         self.options["port"] = int(ready.split()[1])
 
     def kill(self) -> None:
@@ -120,7 +125,7 @@ class RtspCamera:
         """Have a command of `rtsp_server` obeyed."""
         seen = len(self._lines)
         self._write(command)
-        self.wait_for(f"ok {command.split()[0]}", since=seen)
+        self.wait_for(f"ok {command.split(maxsplit=1)[0]}", since=seen)
 
     def resize(self, size: str) -> None:
         """Switch the resolution, also of what is being sent."""
@@ -128,24 +133,24 @@ class RtspCamera:
         self.tell(f"size {size}")
 
     def said(self, word: str, *, since: int = 0) -> list[float]:
-        """Return when it said lines that begin so, in monotonic seconds; `since` leaves out the first lines."""
+        """Return when it said such lines, in monotonic seconds; `since` leaves out the first ones."""
         return [moment for moment, line in self._lines[since:] if line.startswith(word)]
 
     @property
     def lines(self) -> list[tuple[float, str]]:
         return list(self._lines)
 
-    def wait_for(self, word: str, *, since: int = 0, timeout: float = 30.0) -> str:
-        """Wait until it said a line that begins so, and return the line."""
+    def wait_for(self, word: str, *, since: int = 0, times: int = 1, timeout: float = 30.0) -> str:
+        """Wait until it said so many lines that begin so, and return the last one."""
 
-        def found() -> str | None:
-            return next((line for _, line in self._lines[since:] if line.startswith(word)), None)
+        def found() -> list[str]:
+            return [line for _, line in self._lines[since:] if line.startswith(word)][:times]
 
         with self._news:
-            self._news.wait_for(lambda: found() or self.process.poll() is not None, timeout)
-            line = found()
-        assert line, f"the camera did not say {word!r} within {timeout:g} s: {self._lines[-20:]}"
-        return line
+            self._news.wait_for(lambda: len(found()) == times or self.process.poll() is not None, timeout)
+            lines = found()
+        assert len(lines) == times, f"not {times} {word!r} within {timeout:g} s: {self._lines[-20:]}"
+        return lines[-1]
 
     def _write(self, line: str) -> None:
         assert self.process.stdin

@@ -1,9 +1,9 @@
-"""A real RTSP camera: GStreamer's RTSP server with numbered video, told what to do over standard input.
+"""A real RTSP camera: GStreamer's RTSP server with numbered video, told what to do by standard input.
 
-For the system's Python: ``/usr/bin/python3 rtsp_server.py``. The first line of standard input is a JSON object
-with options (`OPTIONS` has them all), so that no password stands in the process list; ``{}`` is a camera.
-It answers ``ready PORT`` and then a line for whatever happens: ``connected``, ``describe``, ``refused``, ``setup``,
-``play``, ``closed``. Further lines are commands, each answered with ``ok COMMAND``:
+For the system's Python: ``/usr/bin/python3 rtsp_server.py``. The first line of standard input is a JSON
+object with options (`OPTIONS` has them all), so that no password stands in the process list; ``{}`` is a
+camera. It answers ``ready PORT`` and then a line for whatever happens: ``connected``, ``describe``,
+``refused``, ``setup``, ``play``, ``closed``. Further lines are commands, each answered with ``ok COMMAND``:
 
 ======================  =============================================================================
 ``stall``, ``resume``   send no picture, and go on, keeping connections
@@ -37,7 +37,7 @@ OPTIONS = {
     "address": "127.0.0.1",
     "port": 0,
     "path": "/live",
-    "auth": "none",  # basic, digest or both
+    "auth": "none",  # basic, digest
     "user": "admin",
     "password": "",
     "codec": "h264",  # h265, mjpeg; none is a camera without video
@@ -60,6 +60,10 @@ PAYLOADERS = {
 SOUND = {
     "aac": "avenc_aac ! aacparse ! rtpmp4gpay",
     "pcma": "audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay",
+}
+AUTHS = {
+    "basic": GstRtsp.RTSPAuthMethod.BASIC,
+    "digest": GstRtsp.RTSPAuthMethod.DIGEST,
 }
 ROLE = "viewer"
 TICK_MS = 5
@@ -105,7 +109,7 @@ class Player:
 
 
 def spoilt(data: bytes) -> bytes:
-    """Return a picture of the same framing whose content is noise: start code, slice header, then nothing good."""
+    """Return a picture of the same framing whose content is noise."""
     return b"\0\0\0\1\x41" + bytes(1 + byte % 255 for byte in os.urandom(max(16, len(data))))
 
 
@@ -204,14 +208,11 @@ class Camera:
         auth = GstRtspServer.RTSPAuth()
         token = GstRtspServer.RTSPToken()
         token.set_string("media.factory.role", ROLE)
-        methods = GstRtsp.RTSPAuthMethod(0)
-        if options["auth"] in {"basic", "both"}:
-            methods |= GstRtsp.RTSPAuthMethod.BASIC
+        if options["auth"] == "basic":
             auth.add_basic(auth.make_basic(options["user"], options["password"]), token)
-        if options["auth"] in {"digest", "both"}:
-            methods |= GstRtsp.RTSPAuthMethod.DIGEST
+        if options["auth"] == "digest":
             auth.add_digest(options["user"], options["password"], token)
-        auth.set_supported_methods(methods)
+        auth.set_supported_methods(AUTHS[options["auth"]])
         return auth
 
     def on_client(self, _: object, client: GstRtspServer.RTSPClient) -> None:
@@ -272,8 +273,14 @@ class Camera:
 
 def unsynchronised(_: object, __: object, element: Gst.Element) -> None:
     """Have pictures sent as they come, whatever their timestamps say."""
-    if element.get_factory() and element.get_factory().get_name() in {"appsink", "multiudpsink", "udpsink"}:
-        element.set_property("sync", False)
+    if element.find_property("sync"):
+        element.connect("notify::sync", hasten)  # the server sets it after it has added the sink
+        hasten(element)
+
+
+def hasten(sink: Gst.Element, _: object = None) -> None:
+    if sink.get_property("sync"):
+        sink.set_property("sync", False)
 
 
 def main() -> None:
@@ -292,7 +299,8 @@ def main() -> None:
         say("ok", command)
         return True
 
-    GLib.io_add_watch(GLib.IOChannel(sys.stdin.fileno()), GLib.PRIORITY_HIGH, GLib.IO_IN | GLib.IO_HUP, on_line)
+    channel = GLib.IOChannel(sys.stdin.fileno())
+    GLib.io_add_watch(channel, GLib.PRIORITY_HIGH, GLib.IO_IN | GLib.IO_HUP, on_line)
     if camera.server.attach(None) == 0:
         raise SystemExit(f"cannot listen at {options}")
     say("ready", camera.server.get_bound_port())

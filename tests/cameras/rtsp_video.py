@@ -48,12 +48,13 @@ class Video:
 
 
 def encode(codec: str, size: tuple[int, int], fps: int, *, key_every: int, frames: int, kbps: int) -> Video:
-    """Encode `frames` numbered pictures with a key frame at each `key_every`; `kbps` 0 is whatever it takes."""
+    """Encode numbered pictures, each `key_every`-th a key frame; `kbps` 0 is whatever it takes."""
     rate = f"bitrate={kbps}" if kbps else ""
     width, height = size
+    raw = f"video/x-raw,format=I420,width={width},height={height},framerate={fps}/1"
+    encoder = ENCODERS[codec].format(key=key_every, rate=rate)
     pipeline = Gst.parse_launch(
-        f"appsrc name=in format=time caps=video/x-raw,format=I420,width={width},height={height},"
-        f"framerate={fps}/1 ! {ENCODERS[codec].format(key=key_every, rate=rate)} ! appsink name=out sync=false"
+        f"appsrc name=in format=time caps={raw} ! {encoder} ! appsink name=out sync=false"
     )
     source, sink = pipeline.get_by_name("in"), pipeline.get_by_name("out")
     source.set_property("max-bytes", 0)
