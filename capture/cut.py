@@ -7,12 +7,15 @@ from pathlib import Path
 from capture.mpegts import CLOCK_HZ, WRAP
 from capture.scan import Change, Scan
 
+# Of one segment; a picture that changes faster than a camera's can is noise, and is left as it is.
+MOST_PIECES = 16
+
 
 def split(path: Path, change: Change, *, tables: bytes, rest: Path) -> None:
     """Leave what comes before the change in `path`; write the rest, with `tables` before it, to `rest`.
 
-    The rest is on the disk before anything is taken from the file: a crash between the two leaves both, and no
-    frame is lost. Raises OSError, and then leaves the file as it was.
+    The rest is on the disk before anything is taken from the file: a crash between the two leaves both, and
+    no frame is lost. Raises OSError, and then leaves the file as it was.
     """
     draft = rest.with_name(f".{rest.name}.cut")
     try:

@@ -21,6 +21,7 @@ from capture.ffmpeg_output import (
     SegmentClosed,
     StdoutParser,
     explain,
+    least_wait,
     parse_segment_line,
 )
 from capture.source import Source, SourceKind
@@ -37,6 +38,7 @@ __all__ = [
     "capture_command",
     "explain",
     "find_ffmpeg",
+    "least_wait",
     "parse_segment_line",
 ]
 

@@ -1,6 +1,6 @@
 """What a video stream says about its pictures: key frames, parameter sets, codec and size.
 
-Only the few fields that tell one picture format from another are read, from at most so many bytes, and whatever
+Only the few fields that tell one picture format from another are read, from at most so many bytes, whatever
 stands in them: a stream may lie, end in the middle, or be noise. H.264 is ITU-T H.264 (7.3), H.265 is ITU-T
 H.265 (7.3); a start code is 00 00 01 in both (annex B).
 """
@@ -13,6 +13,7 @@ H264, H265 = "h264", "h265"
 _LONGEST_SET = 512  # bytes of a sequence parameter set that are read; real ones have about 30
 _LONGEST_GOLOMB = 32  # leading zero bits
 _LARGEST_SIDE = 65535  # pixels
+_MORE = 0xFF
 _RECOVERY_POINT = 6  # the same number in both codecs
 _MOST_SEI_MESSAGES = 32
 
@@ -36,7 +37,8 @@ class Picture:
         """Tell whether both are surely not of one format; what could not be read differs from nothing."""
         if self.codec != other.codec:
             return True
-        return None not in {self.width, other.width} and (self.width, self.height) != (other.width, other.height)
+        sizes = (self.width, self.height), (other.width, other.height)
+        return None not in {self.width, other.width} and sizes[0] != sizes[1]
 
     def __str__(self) -> str:
         return self.codec if self.width is None else f"{self.codec} {self.width}x{self.height}"
@@ -44,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What begins a frame: whether a decoder can begin there, its size, and whether slices and sets were seen."""
+    """What begins a frame: can a decoder begin there, its picture, and whether slices and sets were seen."""
 
     is_key: bool
     picture: Picture
@@ -84,7 +86,7 @@ def _size(codec: str, unit: bytes) -> tuple[int, int] | None:
 
 
 def _recovers(messages: bytes) -> bool:
-    """Tell whether there is a recovery point among SEI messages: decoding can begin there without a key frame."""
+    """Tell whether there is a recovery point among SEI messages: decoding can begin there as well."""
     at = 0
     for _ in range(_MOST_SEI_MESSAGES):
         kind, at = _sei_number(messages, at)
@@ -103,7 +105,7 @@ def _sei_number(data: bytes, at: int) -> tuple[int, int]:
     while at < len(data):
         total += data[at]
         at += 1
-        if data[at - 1] != 0xFF:
+        if data[at - 1] != _MORE:
             return total, at
     return total, at + 1
 
@@ -220,5 +222,3 @@ def _skip_profile(bits: _Bits, layers: int) -> None:
         bits.take(2 * (8 - layers))
     for has_profile, has_level in present:
         bits.take(88 * has_profile + 8 * has_level)
-
-

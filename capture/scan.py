@@ -1,12 +1,14 @@
-"""Follows the video of a segment, as it grows or when it is whole: key frames, codec, size, and where they change.
+"""Follows the video of a segment, as it grows or when it is whole: key frames, codec, size, what changes.
 
-Only the packets in which a frame begins are looked at one by one, and only the beginnings of key frames are read:
-a megabyte takes about a millisecond, and nothing but those beginnings is kept.
+Only the packets in which a frame begins are looked at one by one, and only the beginnings of key frames are
+read: a megabyte takes about a millisecond, and nothing but those beginnings is kept.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from capture import mpegts
 from capture.mpegts import PACKET, SYNC
@@ -14,9 +16,11 @@ from capture.picture import H264, H265, Picture, read_access
 
 CHUNK = PACKET * 2500  # bytes read at a time
 MOST_AT_ONCE = CHUNK * 64  # bytes; a look at a file that grows fast must not hold up its reader
-MOST_CHANGES = 32  # of the picture within one segment that are noted
+MOST_CHANGES = 16  # of the picture within one segment that are noted
 _BEGINNING = 16 * 1024  # bytes of a key frame that are read at most; parameter sets stand first
 _CODECS = {0x1B: H264, 0x24: H265, 0x01: "mpeg1", 0x02: "mpeg2", 0x10: "mpeg4", 0x42: "avs2", 0x33: "vvc"}
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Scan:
         self._rest = b""
         self._beginning: _Beginning | None = None
         self._is_broken = False
+        self.has_failed = False
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes. What follows a packet without its sync byte is not read."""
@@ -73,16 +78,22 @@ class Scan:
             self._is_broken = True
             good = next(at for at, mark in enumerate(marks) if mark != SYNC)
             chunk = chunk[: good * PACKET]
-        self._read(chunk)
+        try:
+            self._read(chunk)
+        except Exception:
+            log.exception("scan_failed", then="the segment is delivered all the same")
+            self.has_failed = self._is_broken = True
         self.size += len(chunk)
 
     def finish(self) -> None:
         """Judge the key frame that was still being gathered."""
-        if self._beginning is not None:
+        if self._beginning is not None and not self.has_failed:
             self._judge(self._beginning)
 
     def unplayable(self) -> str | None:
         """Say why a whole segment cannot be played by itself; None if nothing speaks against it."""
+        if self.has_failed:
+            return None
         if self._video_pid is None or not self.frames:
             return "a segment without video that a player knows"
         if self.codec in {H264, H265} and not self.has_sets:
@@ -152,7 +163,7 @@ class Scan:
         return at
 
     def _judge(self, beginning: _Beginning) -> None:
-        """Decide whether a frame that the writer marked as key frame is one, and whether its picture is new."""
+        """Decide whether a frame that the writer marked is a key frame, and whether its picture is new."""
         self._beginning = None
         picture = Picture(self.codec or "")
         if self.codec in {H264, H265}:
@@ -174,9 +185,9 @@ class Scan:
             interval = mpegts.seconds_between(self._last_key, beginning.pts)
             self.key_interval = max(self.key_interval, interval)
         self._last_key = beginning.pts
-        if self.picture is None:
+        if self.first_picture is None or self.first_picture.width is None:
             self.first_picture = picture
-        elif self.picture.differs(picture) and len(self.changes) < MOST_CHANGES:
+        elif self.picture is not None and self.picture.differs(picture) and len(self.changes) < MOST_CHANGES:
             self.changes.append(Change(beginning.offset, beginning.pts, picture))
         if self.picture is None or picture.width is not None:
             self.picture = picture
