@@ -1,8 +1,8 @@
 """How soon each fault of a camera is noticed, and how soon there is video again: over and over, side by side.
 
 Each fault has a camera of its own (a real RTSP server, or an endless HTTP stream) and one capture at a time.
-Noticed: from the fault to the log event that says so. Video again: from the camera's return to the first frame,
-and to the first whole segment after it. A camera that was never away "returns" at the fault itself (marked *).
+Noticed: from the fault to the log event that says so. Video again: from the camera's return to the first
+frame, and to the first segment after it. A camera that was never away "returns" at the fault (marked *).
 """
 
 import argparse
@@ -70,7 +70,6 @@ def _tell(*commands: str) -> Callable[..., None]:
 
 
 def _resize(camera: Cam, _: Recording) -> None:
-    assert isinstance(camera, RtspCamera)
     camera.resize("480x270" if camera.options.get("size", "320x180") == "320x180" else "320x180")
 
 

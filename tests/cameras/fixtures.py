@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
 
 from tests.cameras.addresses import DeadIp, OddPort
 from tests.cameras.http import HttpCamera
+from tests.cameras.recording import Logged, Recording, logs
 from tests.cameras.rtsp import CameraMaker, RtspCamera, is_required, missing
 
 
@@ -18,11 +20,15 @@ def cannot(message: str) -> None:
     pytest.skip(message)
 
 
+def require_rtsp_camera() -> None:
+    if lack := missing():
+        cannot(f"no RTSP camera can run here: {lack}")
+
+
 @pytest.fixture
 def rtsp_camera() -> Iterator[CameraMaker]:
     """Starts RTSP cameras, with the options of `rtsp_server.OPTIONS`."""
-    if lack := missing():
-        cannot(f"no RTSP camera can run here: {lack}")
+    require_rtsp_camera()
     cameras: list[RtspCamera] = []
 
     def start(**options: object) -> RtspCamera:
@@ -46,6 +52,28 @@ def http_camera() -> Iterator[Callable[..., HttpCamera]]:
     yield start
     for camera in cameras:
         camera.close()
+
+
+@pytest.fixture
+def entries() -> Iterator[list[Logged]]:
+    """What is logged, in order."""
+    with logs() as found:
+        yield found
+
+
+@pytest.fixture
+def record(tmp_path: Path, entries: list[Logged]) -> Iterator[Callable[..., Recording]]:
+    """Starts captures, each into a spool of its own, with segments of one second."""
+    recordings: list[Recording] = []
+
+    def start(url: str, **options: object) -> Recording:
+        name = f"cam{len(recordings) + 1}"
+        recordings.append(Recording(tmp_path / name, url, entries, name, options=options))
+        return recordings[-1]
+
+    yield start
+    for recording in recordings:
+        recording.stop()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The product's own camera thread at work on a source, watched from outside: log, journal, files, processes."""
+"""The product's own camera thread at work on a source, watched from outside: log, journal, files."""
 
 import subprocess
 import time
@@ -138,6 +138,16 @@ class Recording:
         """Say what happened so far, for a failed test."""
         return "\n".join(str(entry) for entry in self.entries if entry.get("camera") == self.camera_id)
 
+    def new_session_or(self, segments: int, *, since: float) -> None:
+        """Wait until a second session has two segments, or the first had so many more after a moment."""
+
+        def is_told() -> bool:
+            names = [each.session for each in self.closed]
+            own = [name for name in names if name != names[0]]
+            return len(own) > 1 or sum(each.at >= since for each in self.closed) >= segments
+
+        self.wait_for(is_told, "a new session, or many more segments")
+
     def stop(self) -> None:
         self.camera.stop()
         assert self.camera.join(STOP_SECONDS), f"did not stop\n{self.story()}"
@@ -153,7 +163,7 @@ class Recording:
 
 
 def picture_numbers(ffmpeg: str, files: list[Path], size: tuple[int, int] = (320, 180)) -> list[int]:
-    """Return the number in each picture of some segments of an RTSP camera of the tests, decoded one by one."""
+    """Return the number in each picture of segments of an RTSP camera of the tests, decoded one by one."""
     return [number for file in files for number in _numbers(ffmpeg, file, *size)]
 
 
@@ -163,6 +173,4 @@ def _numbers(ffmpeg: str, file: Path, width: int, height: int) -> list[int]:
     raw = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
     block = width // BITS
     rows = [raw[at : at + width] for at in range(0, len(raw), width * height)]
-    return [
-        sum((row[block * i + block // 2] > 128) << (BITS - 1 - i) for i in range(BITS)) for row in rows
-    ]
+    return [sum((row[block * i + block // 2] > 128) << (BITS - 1 - i) for i in range(BITS)) for row in rows]

@@ -16,7 +16,7 @@ PYTHON = "/usr/bin/python3"  # Debian's, for which GStreamer's bindings are pack
 SERVER = Path(__file__).with_name("rtsp_server.py")
 PACKAGES = (
     "gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good "
-    "gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav python3-gi"
+    "gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly python3-gi"
 )
 START_SECONDS = 60.0  # generous: it loads GStreamer and encodes its clip
 
@@ -27,7 +27,7 @@ def missing() -> str | None:
     look = (
         "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer;"
         "Gst.init(None);"
-        "names = 'x264enc x265enc rtph264pay rtph265pay rtpjpegpay avenc_aac alawenc'.split();"
+        "names = 'x264enc x265enc rtph264pay rtph265pay rtpjpegpay voaacenc alawenc'.split();"
         "lost = [name for name in names if not Gst.ElementFactory.find(name)];"
         "raise SystemExit(f'no GStreamer element {lost}' if lost else 0)"
     )

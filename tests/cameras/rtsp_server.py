@@ -58,7 +58,7 @@ PAYLOADERS = {
     "mjpeg": "rtpjpegpay",
 }
 SOUND = {
-    "aac": "avenc_aac ! aacparse ! rtpmp4gpay",
+    "aac": "voaacenc ! aacparse ! rtpmp4gpay",
     "pcma": "audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay",
 }
 AUTHS = {
