@@ -6,7 +6,7 @@ is given up, because it would come from its beginning once more.
 """
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -17,6 +17,7 @@ from capture.errors import ConfigError, RelayError
 from capture.ffmpeg import CaptureOptions, capture_command, least_wait
 from capture.recorder import OnOwed, OnSession, Recorder
 from capture.run import STOP_GRACE_SECONDS, Run
+from capture.scan import NOT_CARRIED
 from capture.session import Session
 from capture.source import Source
 from capture.spool import Spool
@@ -92,6 +93,7 @@ class Camera:
         self._guard = threading.Lock()
         self._run: Run | None = None
         self._thread = threading.Thread(target=self._main, name=f"camera {plan.id}", daemon=True)
+        self._options = plan.options
         self._state = State.STARTING
         self._frames_before = 0
         self._watch: Watch | None = None
@@ -243,7 +245,7 @@ class Camera:
         while (where := self._writable_session()) is not None:
             watch = Watch(
                 self.plan.source,
-                self.plan.options,
+                self._options,
                 recorder=self._recorder,
                 tries=self._tries,
                 clock=self._clock,
@@ -258,6 +260,7 @@ class Camera:
             if self._stopping.is_set() or self._is_over(ending):
                 return
             self._lost(ending.cause)
+            self._encode_if_needed(ending)
             self._tries = 0 if watch.frames else self._tries + 1
             self._log.debug("ffmpeg_said", lines=ending.lines)
             wait = ladder.delay_after(
@@ -276,6 +279,14 @@ class Camera:
             self._log.warning("source_ended_early", reason=ending.failure.cause)
         return is_over_now
 
+    def _encode_if_needed(self, ending: Ending) -> None:
+        """Have pictures encoded that no copy can carry: MJPEG would be in the file, and no player find it."""
+        if ending.complaint == NOT_CARRIED and not self._options.encode:
+            self._options = replace(self._options, encode=True)
+            self._log.warning(
+                "video_not_carried", reason=NOT_CARRIED, then="it is encoded as H.264 from now on"
+            )
+
     def _on_frame(self) -> None:
         self._last_frame_at = self._clock.monotonic()
         self._trouble = None
@@ -290,7 +301,7 @@ class Camera:
             capture_command(
                 self._ffmpeg,
                 self.plan.source,
-                self.plan.options,
+                self._options,
                 open_dir=session.open_directory,
                 first_sequence=first_sequence,
             ),

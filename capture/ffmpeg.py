@@ -57,7 +57,8 @@ _ROUNDING_S = 0.001
 class CaptureOptions:
     """How to capture: seconds, frames per second, pixels (width, height).
 
-    `realtime` paces a source that has no pace of its own (a file, the test pattern).
+    `realtime` paces a source that has no pace of its own (a file, the test pattern). `encode` has the video
+    encoded anew where neither rate nor size is asked for.
     """
 
     segment_seconds: float
@@ -65,6 +66,7 @@ class CaptureOptions:
     resolution: tuple[int, int] | None = None
     audio: Audio = "off"
     realtime: bool = True
+    encode: bool = False
 
     def __post_init__(self) -> None:
         if self.segment_seconds <= 0:
@@ -79,7 +81,7 @@ class CaptureOptions:
     @property
     def transcodes(self) -> bool:
         """Whether a picture is asked for that copying cannot give."""
-        return self.fps is not None or self.resolution is not None
+        return self.encode or self.fps is not None or self.resolution is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,8 @@ _CAUSES: tuple[tuple[FailureKind, str, str], ...] = (
     (FailureKind.DISK_FULL, "disk quota exceeded", "the disk quota is used up"),
     (FailureKind.OUTPUT, "failed to open segment", "the segment file could not be opened"),
     (FailureKind.OUTPUT, "read-only file system", "the spool is read-only"),
+    # Where nothing was set up, because there is no video, ffmpeg plays all the same.
+    (FailureKind.NO_SESSION, "play failed: 454", "the camera has no video, or lost the session (454)"),
     (FailureKind.NO_SESSION, "failed: 453", "the camera has no session free (453)"),
     (FailureKind.NO_SESSION, "not enough bandwidth", "the camera has no session free (453)"),
     (FailureKind.NO_SESSION, "failed: 454", "the camera lost the session (454)"),

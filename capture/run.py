@@ -89,7 +89,7 @@ class Run:
     def _read(self, output: Output, parser: StdoutParser, timeout: float) -> None:
         for stream, data in output.read(timeout):
             if stream == "stderr":
-                self._watch.tail.feed(data)
+                self._watch.hear_error(data)
                 continue
             self._watch.hear()
             for event in parser.feed(data):

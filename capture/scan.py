@@ -14,6 +14,7 @@ from capture import mpegts
 from capture.mpegts import PACKET, SYNC
 from capture.picture import H264, H265, Picture, read_access
 
+NOT_CARRIED = "video that MPEG-TS cannot carry"
 CHUNK = PACKET * 2500  # bytes read at a time
 MOST_AT_ONCE = CHUNK * 64  # bytes; a look at a file that grows fast must not hold up its reader
 MOST_CHANGES = 16  # of the picture within one segment that are noted
@@ -95,7 +96,7 @@ class Scan:
         if self.has_failed:
             return None
         if self._video_pid is None or not self.frames:
-            return "a segment without video that a player knows"
+            return NOT_CARRIED
         if self.codec in {H264, H265} and not self.has_sets:
             return "a segment without decodable video"
         if not self.starts_with_key:

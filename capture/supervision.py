@@ -118,9 +118,9 @@ class Watchdog:
         self._drift = Drift()
         self._asked_at = now
 
-    @property
-    def frames(self) -> int:
-        return self._frames
+    def last_frame_ago(self, now: float) -> float:
+        """Return the seconds since there were more frames than before, 0 before the first."""
+        return now - self._moved_at if self._frames else 0.0
 
     def hear(self, now: float) -> None:
         """Note that ffmpeg said something: it does so every second, frames or not."""
@@ -154,7 +154,7 @@ class Watchdog:
         self._forgive(now - self._asked_at)
         self._asked_at = now
         if self._heard_at is not None and now - self._heard_at > SILENT_SECONDS:
-            return "ffmpeg is frozen"
+            return "ffmpeg does not run"
         silent = now - self._moved_at
         if self._frames == 0:
             return "no first frame" if silent > self._expected.first_frame else None
@@ -221,18 +221,29 @@ class Timeline:
 
     A paced source ends a segment when its last frame arrives, so its time of closing corrects a clock
     that drifts or is stepped; small jitter is ignored. An unpaced one (a file as fast as it goes) just
-    counts from its beginning.
+    counts from its beginning. The last segment of a source that fell silent is closed long after its last
+    frame, which proves nothing about the clock.
     """
 
     begun_at: datetime
     paced: bool
     _zero: datetime | None = None
 
-    def place(self, start: float, end: float, closed_at: datetime) -> datetime:
-        """Return when a segment of stream time `start` … `end` (seconds) began."""
+    def place(
+        self, start: float, end: float, closed_at: datetime, *, last_frame_ago: float = 0.0
+    ) -> datetime:
+        """Return when a segment of stream time `start` … `end` (seconds) began.
+
+        `last_frame_ago` are the seconds from the last frame that was heard of to the closing.
+        """
         if not self.paced:
             return self.begun_at + timedelta(seconds=start)
         zero = closed_at - timedelta(seconds=end)
-        if self._zero is None or abs((zero - self._zero).total_seconds()) > LARGEST_DRIFT:
+        if last_frame_ago > LARGEST_DRIFT and (self._zero is None or self._is_off(zero)):
+            zero -= timedelta(seconds=last_frame_ago)
+        if self._zero is None or self._is_off(zero):
             self._zero = zero
         return self._zero + timedelta(seconds=start)
+
+    def _is_off(self, zero: datetime) -> bool:
+        return self._zero is not None and abs((zero - self._zero).total_seconds()) > LARGEST_DRIFT

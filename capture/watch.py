@@ -12,6 +12,8 @@ from capture.recorder import Recorder
 from capture.source import Source, SourceKind, redact
 from capture.supervision import Expectations, Timeline, Watchdog, first_frame_patience
 
+_TIMED_OUT = b"Failed reading RTSP data: Connection timed out"
+_SAID_BYTES = 4096
 _NETWORK = {SourceKind.RTSP, SourceKind.HTTP}
 
 
@@ -54,10 +56,21 @@ class Watch:
         self.frames = 0
         self.complaint: str | None = None
         self._keys_seen = 0  # of the segment that is open
+        self._said = b""
 
     def hear(self) -> None:
         """Note that ffmpeg said something."""
         self._watchdog.hear(self._clock.monotonic())
+
+    def hear_error(self, data: bytes) -> None:
+        """Take what ffmpeg wrote on standard error.
+
+        After a time-out its RTSP client reads on for as long again, and only then ends.
+        """
+        self.tail.feed(data)
+        self._said = (self._said + data)[-_SAID_BYTES:]
+        if self._is_live and not self.complaint and _TIMED_OUT in self._said:
+            self.complaint = "the camera stopped answering"
 
     def take(self, event: SegmentClosed | Progress) -> None:
         """Take what ffmpeg reported."""
@@ -80,9 +93,10 @@ class Watch:
 
     def _take_segment(self, event: SegmentClosed) -> None:
         now = self._clock.monotonic()
+        ago = self._watchdog.last_frame_ago(now)
         self._watchdog.see_segment(now)
         self._keys_seen = 0
-        start = self._timeline.place(event.start, event.end, self._clock.now())
+        start = self._timeline.place(event.start, event.end, self._clock.now(), last_frame_ago=ago)
         try:
             scan = self._recorder.take(event.sequence, start, event.end - event.start)
         except (OSError, RelayError) as error:

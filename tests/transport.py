@@ -65,10 +65,9 @@ def packets(content, pts, *, is_key, pid=VIDEO_PID):
     """Return the packets of one frame; `pts` in ticks of 90 kHz."""
     pes = b"\0\0\1\xe0\0\0\x80\x80\x05" + _stamp(pts) + content
     flags, room = (0x40, PACKET - 6) if is_key else (None, PACKET - 4)
-    found = [_packet(pid, pes[:room], starts=True, flags=flags)]
-    for at in range(room, len(pes), PACKET - 4):
-        found.append(_packet(pid, pes[at : at + PACKET - 4], starts=False))
-    return b"".join(found)
+    first = _packet(pid, pes[:room], starts=True, flags=flags)
+    rest = (pes[at : at + PACKET - 4] for at in range(room, len(pes), PACKET - 4))
+    return first + b"".join(_packet(pid, piece, starts=False) for piece in rest)
 
 
 def stream(*sizes, codec="h264", fps=10, first_pts=90_000):

@@ -62,8 +62,7 @@ def golomb(*values):
 
 def h264_set(columns, rows):
     bits = (
-        "01100111"
-        + f"{66:08b}"
+        f"01100111{66:08b}"
         + "0" * 16
         + golomb(0, 0, 2, 1)
         + "0"

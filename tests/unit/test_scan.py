@@ -1,5 +1,6 @@
 """What is found in a segment, as it grows or whole, good or hostile."""
 
+import itertools
 import random
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from capture.mpegts import PACKET
 from capture.picture import Picture
-from capture.scan import CHUNK, MOST_CHANGES, GrowingScan, Scan, scan_file
+from capture.scan import CHUNK, MOST_CHANGES, NOT_CARRIED, GrowingScan, Scan, scan_file
 from tests.transport import frame, key_frame, packets, stream, tables
 
 SMALL, LARGE = (320, 180), (1920, 1080)
@@ -17,7 +18,7 @@ SMALL, LARGE = (320, 180), (1920, 1080)
 def scanned(content, cuts=()):
     scan = Scan()
     edges = [0, *sorted(cuts), len(content)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         scan.feed(content[start:end])
     scan.finish()
     return scan
@@ -72,10 +73,10 @@ def test_a_key_frame_is_not_one_only_because_it_is_marked_so():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "a segment without video that a player knows"),
-        (tables(), "a segment without video that a player knows"),
-        (stream(SMALL)[2 * PACKET :], "a segment without video that a player knows"),
-        (tables("private") + stream(SMALL)[2 * PACKET :], "a segment without video that a player knows"),
+        (b"", NOT_CARRIED),
+        (tables(), NOT_CARRIED),
+        (stream(SMALL)[2 * PACKET :], NOT_CARRIED),
+        (tables("private") + stream(SMALL)[2 * PACKET :], NOT_CARRIED),
         (tables() + packets(frame(), 0, is_key=False), "a segment without decodable video"),
         (
             tables() + packets(frame(), 0, is_key=False) + packets(key_frame(), 9000, is_key=True),

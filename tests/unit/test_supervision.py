@@ -37,7 +37,7 @@ def test_only_a_run_that_stayed_up_starts_the_ladder_anew():
     assert ladder.failures == 1
 
 
-def first_complaint(watchdog, until, act=lambda now: None, *, begin=0.0):
+def first_complaint(watchdog, until, act=lambda _: None, *, begin=0.0):
     """Ask every half second; return when it first complained, and of what."""
     now = begin
     while now < until:
@@ -73,11 +73,11 @@ def test_a_source_without_a_first_frame_is_noticed_within_fifteen_seconds():
 
 
 FAULTS = {
-    "no new frame": lambda dog, now, f: (dog.hear(now), dog.see(200, now, 20.0)),
-    "ffmpeg is frozen": lambda dog, now, f: None,
-    "no key frame": lambda dog, now, f: (dog.hear(now), dog.see(int(now * 10), now, now)),
-    "its times run ahead of the clock": lambda dog, now, f: healthy(dog, now, speed=f),
-    "its times fall behind the clock": lambda dog, now, f: (
+    "no new frame": lambda dog, now: (dog.hear(now), dog.see(200, now, 20.0)),
+    "ffmpeg does not run": lambda _dog, _now: None,
+    "no key frame": lambda dog, now: (dog.hear(now), dog.see(int(now * 10), now, now)),
+    "its times run ahead of the clock": lambda dog, now: healthy(dog, now, speed=20.0),
+    "its times fall behind the clock": lambda dog, now: (
         dog.hear(now),
         dog.see(int(now * 10), now, 20.0),
         dog.see_key(now, 2.0),
@@ -93,7 +93,7 @@ def test_each_fault_is_noticed_within_fifteen_seconds_and_called_by_its_name(fau
         if now <= 20:
             healthy(watchdog, now)
         else:
-            FAULTS[fault](watchdog, now, 20.0)
+            FAULTS[fault](watchdog, now)
 
     noticed, complaint = first_complaint(watchdog, 60, act)
     assert complaint == fault
@@ -233,3 +233,23 @@ def test_a_clock_that_was_stepped_moves_the_segments_after_it():
 def test_a_file_read_as_fast_as_it_goes_counts_from_its_beginning():
     timeline = Timeline(NOON, paced=False)
     assert timeline.place(60.0, 70.0, NOON + timedelta(seconds=1)) == NOON + timedelta(seconds=60)
+
+
+def test_a_last_segment_that_is_closed_long_after_its_last_frame_stays_where_it_was():
+    timeline = Timeline(NOON, paced=True)
+    timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
+    last = timeline.place(2.0, 3.0, NOON + timedelta(seconds=13), last_frame_ago=10.0)
+    assert last == NOON + timedelta(seconds=2)
+
+
+def test_an_only_segment_that_is_closed_long_after_its_last_frame_ends_with_that():
+    timeline = Timeline(NOON, paced=True)
+    start = timeline.place(0.0, 3.0, NOON + timedelta(seconds=13), last_frame_ago=10.0)
+    assert start == NOON
+
+
+def test_a_clock_that_is_stepped_during_a_silence_is_followed():
+    timeline = Timeline(NOON, paced=True)
+    timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
+    after = timeline.place(2.0, 3.0, NOON + timedelta(hours=1, seconds=11), last_frame_ago=8.0)
+    assert after == NOON + timedelta(hours=1, seconds=2)
