@@ -256,7 +256,7 @@ class Camera:
             self._frames_before += watch.frames
             self._watch = None
             changed = self._recorder.change() is not None
-            self._settle()
+            self._settle(watch)
             if self._stopping.is_set() or self._is_over(ending):
                 return
             self._lost(ending.cause)
@@ -323,9 +323,9 @@ class Camera:
                 self._run = None
         return Ending(code, watch.tail.lines(), watch.complaint)
 
-    def _settle(self) -> None:
+    def _settle(self, watch: Watch) -> None:
         """Close what an ffmpeg left open when it died."""
         try:
-            self._recorder.settle()
+            self._recorder.settle(watch.place_salvaged)
         except (OSError, RelayError) as error:
             self._log.warning("salvage_postponed", reason=in_words(error), then="recover does it")

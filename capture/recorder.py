@@ -24,6 +24,7 @@ from capture.upkeep import note_gap
 
 OnOwed = Callable[[SessionName, Owed], None]
 OnSession = Callable[[SessionName, Literal["started", "ended"]], None]
+Place = Callable[[float, datetime], datetime]
 
 log = structlog.get_logger()
 
@@ -187,8 +188,11 @@ class Recorder:
         self._put(path, start, duration, scan, Event.CLOSED)
         return scan
 
-    def settle(self) -> None:
-        """Close what an ffmpeg that is gone left open. Raises OSError, RelayError."""
+    def settle(self, place: Place = lambda _, guess: guess) -> None:
+        """Close what an ffmpeg that is gone left open. Raises OSError, RelayError.
+
+        `place` says when one began, given its stream time in seconds and what its file tells.
+        """
         self._growing = None
         for desk in self._desks():
             for number in desk.session.spool.open_segments(desk.session.name):
@@ -198,7 +202,8 @@ class Recorder:
                     path = desk.path(number)
                     scan = scan_file(path)
                     self._learn(scan)
-                    self._put(path, *measured, scan, Event.RECOVERED)
+                    start = place(measured.first, measured.start)
+                    self._put(path, start, measured.duration, scan, Event.RECOVERED)
         self._retire_writer()
 
     def _put(self, path: Path, start: datetime, duration: float, scan: Scan, event: Event) -> None:

@@ -59,6 +59,15 @@ class Owed:
     size: int
 
 
+@dataclass(frozen=True)
+class Measured:
+    """An unfinished segment: when it began by its file, its seconds, and its first stream time (seconds)."""
+
+    start: datetime
+    duration: float
+    first: float
+
+
 class Session:
     """A session that this process writes. Not for use by several threads at once."""
 
@@ -126,8 +135,8 @@ class Session:
         """Return where a segment is while it is written."""
         return self.open_directory / open_name(sequence)
 
-    def measure(self, sequence: int) -> tuple[datetime, float] | None:
-        """Cut what a dead ffmpeg left open to whole packets; return when it began, and its seconds.
+    def measure(self, sequence: int) -> "Measured | None":
+        """Cut what a dead ffmpeg left open to whole packets, and say what is in it.
 
         One that holds no packet is removed: None.
         """
@@ -139,7 +148,8 @@ class Session:
         with path.open("rb") as file:
             span = mpegts.time_span(file)
         duration = max(0.0, min(span[1] - span[0], 86400.0)) if span else 0.0
-        return datetime.fromtimestamp(written_at - duration, self.spool.clock.now().tzinfo), duration
+        start = datetime.fromtimestamp(written_at - duration, self.spool.clock.now().tzinfo)
+        return Measured(start, duration, span[0] if span else 0.0)
 
     def salvage(self) -> list[Owed]:
         """Close what a dead ffmpeg left open, cut to whole packets, and in two where its picture changes."""
@@ -147,7 +157,7 @@ class Session:
         for number in self.spool.open_segments(self.name):
             measured = self.measure(number)
             if measured is not None:
-                found += self._salvage_pieces(number, *measured)
+                found += self._salvage_pieces(number, measured.start, measured.duration)
         return found
 
     def _salvage_pieces(self, sequence: int, start: datetime, duration: float) -> list[Owed]:

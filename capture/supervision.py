@@ -25,6 +25,8 @@ SETTLE_SECONDS = 5.0
 LARGEST_HEAD_START = 30.0
 TOLERATED_DRIFT = 0.01  # seconds per second; a bad quartz is off by 0.0001
 LARGEST_DRIFT = 2.0
+LARGEST_SALVAGE_DOUBT = 60.0
+STREAM_TURN_SECONDS = (1 << 33) / 90_000
 
 
 class State(StrEnum):
@@ -244,6 +246,18 @@ class Timeline:
         if self._zero is None or self._is_off(zero):
             self._zero = zero
         return self._zero + timedelta(seconds=start)
+
+    def place_salvaged(self, start: float, guess: datetime) -> datetime:
+        """Return when an unfinished segment of stream time `start` began; `guess` is what its file tells.
+
+        The last bytes of a file may be far younger than its last frame but one. Stream times in a file begin
+        anew every 26.5 hours.
+        """
+        if not self.paced or self._zero is None:
+            return guess
+        turns = round(((guess - self._zero).total_seconds() - start) / STREAM_TURN_SECONDS)
+        begun = self._zero + timedelta(seconds=start + turns * STREAM_TURN_SECONDS)
+        return begun if abs((begun - guess).total_seconds()) < LARGEST_SALVAGE_DOUBT else guess
 
     def _is_off(self, zero: datetime) -> bool:
         return self._zero is not None and abs((zero - self._zero).total_seconds()) > LARGEST_DRIFT

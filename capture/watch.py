@@ -1,6 +1,7 @@
 """What is known of the ffmpeg that runs for a camera: heard from what it says, seen in what it writes."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 import structlog
 
@@ -71,6 +72,10 @@ class Watch:
         self._said = (self._said + data)[-_SAID_BYTES:]
         if self._is_live and not self.complaint and _TIMED_OUT in self._said:
             self.complaint = "the camera stopped answering"
+
+    def place_salvaged(self, start: float, guess: datetime) -> datetime:
+        """Return when what was left open began, by its stream time and by what its file tells."""
+        return self._timeline.place_salvaged(start, guess)
 
     def take(self, event: SegmentClosed | Progress) -> None:
         """Take what ffmpeg reported."""

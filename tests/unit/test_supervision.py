@@ -253,3 +253,19 @@ def test_a_clock_that_is_stepped_during_a_silence_is_followed():
     timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
     after = timeline.place(2.0, 3.0, NOON + timedelta(hours=1, seconds=11), last_frame_ago=8.0)
     assert after == NOON + timedelta(hours=1, seconds=2)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+def test_what_was_left_open_is_placed_by_its_stream_time_and_not_by_its_last_byte(turns):
+    timeline, turn = Timeline(NOON, paced=True), timedelta(seconds=(1 << 33) / 90_000)
+    timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
+    begun = NOON + timedelta(seconds=4) + turns * turn
+    assert abs(timeline.place_salvaged(4.0, begun + timedelta(seconds=10)) - begun) < timedelta(seconds=0.001)
+
+
+def test_a_stream_time_that_leads_nowhere_near_the_file_is_not_believed():
+    timeline = Timeline(NOON, paced=True)
+    guess = NOON + timedelta(hours=2)
+    assert timeline.place_salvaged(4.0, guess) == guess
+    timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
+    assert timeline.place_salvaged(4.0, guess) == guess
