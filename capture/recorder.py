@@ -171,7 +171,10 @@ class Recorder:
             self._run_picture = scan.first_picture or self._run_picture
         self.picture = scan.picture or self.picture
         if scan.key_frames > 1:
-            self.key_interval = max(self.key_interval or 0.0, scan.key_interval)
+            self._learn_interval(scan.key_interval)
+
+    def _learn_interval(self, seconds: float) -> None:
+        self.key_interval = max(self.key_interval or 0.0, seconds)
 
     # --- closed segments ---
 
@@ -185,6 +188,8 @@ class Recorder:
         self._watch(number + 1)
         scan = growing.conclude()
         self._learn(scan)
+        if scan.key_frames:  # where it ended, the next key frame came, or should have come by now
+            self._learn_interval(duration - scan.seconds_to_last_key)
         self._put(path, start, duration, scan, Event.CLOSED)
         return scan
 

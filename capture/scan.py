@@ -86,6 +86,13 @@ class Scan:
             self.has_failed = self._is_broken = True
         self.size += len(chunk)
 
+    @property
+    def seconds_to_last_key(self) -> float:
+        """How far into the stream the last key frame is."""
+        if self.first_pts is None or self._last_key is None:
+            return 0.0
+        return mpegts.seconds_between(self.first_pts, self._last_key)
+
     def finish(self) -> None:
         """Judge the key frame that was still being gathered."""
         if self._beginning is not None and not self.has_failed:

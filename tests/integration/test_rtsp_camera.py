@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.cameras.recording import picture_numbers
+from tests.cameras.recording import Recording, picture_numbers
 
 MARK = "Zq7xKv"  # in every password: letters and digits survive any escaping
 PASSWORD = f"p@ss: {MARK}w'o\"r\\d/%?#&ü€="
@@ -177,3 +177,17 @@ def test_an_endless_http_stream_is_captured_and_taken_up_again_when_it_was_close
     assert len(recording.gaps()) == 1
     assert camera.requests == 2
     assert all(pictures(recording.ffmpeg, path) == ("h264", {"320x180"}) for path in recording.files())
+
+
+def test_a_camera_whose_key_frames_are_far_apart_is_captured_and_warned_of_once(
+    rtsp_camera, entries, tmp_path
+):
+    camera = rtsp_camera(key_seconds=4.0, loop_seconds=8.0)
+    with Recording(tmp_path / "far", camera.url, entries, "far", 0.5) as recording:
+        recording.wait_segments(3)
+    (warning,) = recording.logged("key_frames_far_apart")
+    assert warning["seconds"] > 1.0
+    assert recording.logged("capture_interrupted") == []
+    assert [round(segment.duration) for segment in recording.segments()[:3]] == [4, 4, 4]
+    numbers = picture_numbers(recording.ffmpeg, recording.files())
+    assert numbers == [(numbers[0] + place) % 80 for place in range(len(numbers))]

@@ -207,3 +207,10 @@ def test_segments_without_end_and_without_length_are_numbered_all_the_same(desk)
     for _ in range(300):
         desk.close(SMALL, begin=NOON)
     assert len({segment for _, segment in desk.owed}) == desk.recorder.segments == 300
+
+
+@pytest.mark.parametrize(("sizes", "interval"), [([SMALL], 1.0), ([SMALL, SMALL, SMALL], 1.0)])
+def test_how_far_key_frames_are_apart_is_learnt_from_whole_segments_too(desk, sizes, interval):
+    """A segment as short as from one key frame to the next holds one alone."""
+    desk.close(*sizes)
+    assert desk.recorder.key_interval == pytest.approx(interval)
