@@ -6,6 +6,7 @@ is given up, because it would come from its beginning once more.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -21,7 +22,16 @@ from capture.scan import NOT_CARRIED
 from capture.session import Session
 from capture.source import Source
 from capture.spool import Spool
-from capture.supervision import Ladder, State
+from capture.supervision import (
+    MOST_RUNAWAYS,
+    NO_FIRST_FRAME,
+    TIMES_AHEAD,
+    TIMES_BEHIND,
+    TOLERATED_DRIFT,
+    TOLERATED_RUNAWAY,
+    Ladder,
+    State,
+)
 from capture.upkeep import close_dead_sessions
 from capture.watch import Watch, in_words
 
@@ -99,6 +109,7 @@ class Camera:
         self._watch: Watch | None = None
         self._restarts = 0
         self._tries = 0  # in a row without a first frame
+        self._runaways = 0
         self._last_frame_at: float | None = None
         self._begun_at: datetime | None = None
         self._trouble: str | None = None
@@ -148,32 +159,34 @@ class Camera:
 
     def _main(self) -> None:
         self._begun_at = self._clock.now()
+        self._guarded(self._salvage_earlier)
         ladder = Ladder(jitter=JITTER)
-        is_first = True
-        while not self._stopping.is_set():
+        is_done = False
+        while not is_done and not self._stopping.is_set():
             begun = self._clock.monotonic()
             try:
-                if is_first:
-                    self._salvage_earlier()
-                    is_first = False
                 self._capture(ladder)
-                self._recorder.end(self._clock.now())
-                break
+                is_done = True
             except Exception as error:  # noqa: BLE001 - logged with its traceback, and tried again
-                if not self._survive(error):
-                    break
-                self._pause(ladder.delay_after(self._clock.monotonic() - begun), ladder)
+                is_done = not self._survive(error)
+                if not is_done:
+                    self._pause(ladder.delay_after(self._clock.monotonic() - begun), ladder)
+        self._guarded(lambda: self._recorder.end(self._clock.now()))
         self._become(State.FATAL if self._error else State.STOPPED)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Do what must not keep the camera from anything else."""
+        try:
+            act()
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            self._log.exception("camera_failed", then="it goes on without that")
 
     def _survive(self, error: Exception) -> bool:
         """Make good what a bug left behind; False when the camera cannot go on."""
         self._log.exception("camera_failed", then="tried again")
         kind = type(error).__name__
         self._lost(f"a bug of this program ({kind}); its log has more")
-        try:
-            self._recorder.forget()
-        except OSError as trouble:
-            self._log.warning("session_not_closed", reason=trouble.strerror, then="recover does it")
+        self._guarded(self._recorder.forget)
         if self.plan.source.is_finite and self._recorder.segments:
             self._error = RelayError(
                 f"camera {self.plan.id} failed for a reason that is a bug ({kind}); only the beginning of "
@@ -248,6 +261,7 @@ class Camera:
                 self._options,
                 recorder=self._recorder,
                 tries=self._tries,
+                tolerated_drift=TOLERATED_RUNAWAY if self._runaways >= MOST_RUNAWAYS else TOLERATED_DRIFT,
                 clock=self._clock,
                 log=self._log,
                 on_frame=self._on_frame,
@@ -261,7 +275,7 @@ class Camera:
                 return
             self._lost(ending.cause)
             self._encode_if_needed(ending)
-            self._tries = 0 if watch.frames else self._tries + 1
+            self._count(ending, has_frames=watch.frames > 0)
             self._log.debug("ffmpeg_said", lines=ending.lines)
             wait = ladder.delay_after(
                 self._clock.monotonic() - watch.begun, at_least=least_wait(ending.failure.kind)
@@ -278,6 +292,19 @@ class Camera:
         if is_over_now and ending.code != 0:
             self._log.warning("source_ended_early", reason=ending.failure.cause)
         return is_over_now
+
+    def _count(self, ending: Ending, *, has_frames: bool) -> None:
+        """Learn from runs that ended in the same way: what did not help is not done for ever."""
+        if ending.complaint == NO_FIRST_FRAME:
+            self._tries += 1
+        elif has_frames:
+            self._tries = 0
+        if ending.complaint in {TIMES_AHEAD, TIMES_BEHIND}:
+            self._runaways += 1
+            if self._runaways == MOST_RUNAWAYS:
+                self._log.warning(
+                    "times_not_trusted", reason=ending.complaint, then="segments are placed by their arrival"
+                )
 
     def _encode_if_needed(self, ending: Ending) -> None:
         """Have pictures encoded that no copy can carry: MJPEG would be in the file, and no player find it."""

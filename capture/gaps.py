@@ -44,9 +44,12 @@ class Gaps:
         self._first = self._first or cause
         self._latest = cause
 
-    def video(self, start: datetime, end: datetime) -> None:
-        """Note that there is video from `start` to `end`."""
+    def video_from(self, start: datetime) -> None:
+        """Note that there is video again; to be told before what becomes of it is written down."""
         self._close(start)
+
+    def video_until(self, end: datetime) -> None:
+        """Note that there is video up to `end`."""
         self._until = end
 
     def finish(self, now: datetime) -> None:

@@ -72,7 +72,8 @@ class Recorder:
         self.picture: Picture | None = None
         self.last_segment_at: float | None = None  # monotonic seconds
         self._is_warned = False  # of key frames that are far apart
-        self.key_interval: float | None = None  # the longest seconds between two key frames so far
+        self._key_interval: float | None = None  # the longest by the times of the stream
+        self._key_wait: float | None = None  # the longest by our clock
 
     # --- sessions ---
 
@@ -174,7 +175,21 @@ class Recorder:
             self._learn_interval(scan.key_interval)
 
     def _learn_interval(self, seconds: float) -> None:
-        self.key_interval = max(self.key_interval or 0.0, seconds)
+        self._key_interval = max(self._key_interval or 0.0, seconds)
+
+    def key_frame_came(self, after: float) -> None:
+        """Note that a key frame came, or should have come, `after` so many seconds."""
+        self._key_wait = max(self._key_wait or 0.0, after)
+
+    @property
+    def key_interval(self) -> float | None:
+        """The longest seconds between two key frames so far, None before there were two.
+
+        The shorter of what the stream says and what our clock says: times may jump, and a line may stall.
+        """
+        if self._key_interval is None or self._key_wait is None:
+            return None
+        return min(self._key_interval, self._key_wait)
 
     # --- closed segments ---
 
@@ -200,8 +215,10 @@ class Recorder:
         """
         self._growing = None
         for desk in self._desks():
-            for number in desk.session.spool.open_segments(desk.session.name):
-                desk.next_sequence = max(desk.next_sequence, number + 1)
+            numbers = desk.session.spool.open_segments(desk.session.name)
+            # Of all, before the first that cannot be closed: the next ffmpeg must not write over any.
+            desk.next_sequence = max([desk.next_sequence, *(number + 1 for number in numbers)])
+            for number in numbers:
                 measured = desk.session.measure(number)
                 if measured is not None:
                     path = desk.path(number)
@@ -269,9 +286,12 @@ class Recorder:
             number = target.next_sequence
             path.rename(session.open_directory / open_name(number))
         target.next_sequence = max(target.next_sequence, number + 1)
+        # The gap's line stands before the segment's: it explains what is missing before that, not after it.
+        self.gaps.video_from(start)
         owed = session.close_segment(number, start, duration, event=event)
         if owed is None:
             self._log.error("segment_empty", sequence=number, reason="ffmpeg could not write it")
+            self.gaps.lost("ffmpeg could not write a segment", since=start)
             return
         if event is Event.CLOSED:
             self._log.debug("segment_closed", segment=str(owed.segment), bytes=owed.size)
@@ -280,7 +300,7 @@ class Recorder:
         self.segments += 1
         self.bytes += owed.size
         self.last_segment_at = self._spool.clock.monotonic()
-        self.gaps.video(owed.segment.start, owed.segment.end)
+        self.gaps.video_until(owed.segment.end)
         self._on_owed(session.name, owed)
 
     def _note_gap(self, start: datetime, end: datetime, cause: str) -> None:

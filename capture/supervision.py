@@ -24,7 +24,14 @@ RUNAWAY_SECONDS = 10.0
 SETTLE_SECONDS = 5.0
 LARGEST_HEAD_START = 30.0
 TOLERATED_DRIFT = 0.01  # seconds per second; a bad quartz is off by 0.0001
+# For a camera whose times were wrong this often in a row a restart is no cure: they may be off by this much.
+MOST_RUNAWAYS = 3
+TOLERATED_RUNAWAY = 3.0
 LARGEST_DRIFT = 2.0
+NO_FIRST_FRAME = "no first frame"
+NO_KEY_FRAME = "no key frame"
+TIMES_AHEAD = "its times run ahead of the clock"
+TIMES_BEHIND = "its times fall behind the clock"
 LARGEST_SALVAGE_DOUBT = 60.0
 STREAM_TURN_SECONDS = (1 << 33) / 90_000
 
@@ -104,6 +111,7 @@ class Expectations:
     is_live: bool = False
     has_clock: bool = False
     may_lag: bool = False
+    tolerated_drift: float = TOLERATED_DRIFT
 
 
 class Watchdog:
@@ -117,7 +125,7 @@ class Watchdog:
         self._segment_at = now
         self._key_at = now
         self._key_interval: float | None = None
-        self._drift = Drift()
+        self._drift = Drift(self._expected.tolerated_drift)
         self._asked_at = now
 
     def last_frame_ago(self, now: float) -> float:
@@ -159,7 +167,7 @@ class Watchdog:
             return "ffmpeg does not run"
         silent = now - self._moved_at
         if self._frames == 0:
-            return "no first frame" if silent > self._expected.first_frame else None
+            return NO_FIRST_FRAME if silent > self._expected.first_frame else None
         if silent > STALL_SECONDS:
             return "no new frame"
         return (self._rhythm(now) if self._expected.is_live else None) or self._times()
@@ -175,7 +183,7 @@ class Watchdog:
 
     def _rhythm(self, now: float) -> str | None:
         if self.seconds_without_key(now) > key_frame_patience(self._key_interval):
-            return "no key frame"
+            return NO_KEY_FRAME
         length = self._expected.segment_seconds
         # A key frame that came so late in a segment should have begun the next. Without one, none can begin.
         if self._key_at - self._segment_at > max(2 * length, length + STALL_SECONDS):
@@ -185,9 +193,9 @@ class Watchdog:
     def _times(self) -> str | None:
         seconds = self._drift.seconds if self._expected.has_clock else 0.0
         if seconds > RUNAWAY_SECONDS:
-            return "its times run ahead of the clock"
+            return TIMES_AHEAD
         if seconds < -RUNAWAY_SECONDS and not self._expected.may_lag:
-            return "its times fall behind the clock"
+            return TIMES_BEHIND
         return None
 
 
@@ -195,10 +203,11 @@ class Drift:
     """How far the times of a stream have run away from ours, in seconds; above 0 is ahead.
 
     What comes at the start does not count: a camera may send a few seconds that it kept. A clock that is off
-    by up to `TOLERATED_DRIFT` never adds up to anything.
+    by up to `tolerated` seconds per second never adds up to anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tolerated: float = TOLERATED_DRIFT) -> None:
+        self._tolerated = tolerated
         self.seconds = 0.0
         self._begun_at: float | None = None
         self._last: tuple[float, float] | None = None
@@ -210,7 +219,7 @@ class Drift:
         if self._last is not None:
             passed = now - self._last[1]
             self.seconds += (out_time - self._last[0]) - passed
-            slack = min(abs(self.seconds), TOLERATED_DRIFT * passed)
+            slack = min(abs(self.seconds), self._tolerated * passed)
             self.seconds -= math.copysign(slack, self.seconds)
         self._last = out_time, now
         if now - self._begun_at < SETTLE_SECONDS and abs(self.seconds) < LARGEST_HEAD_START:

@@ -11,7 +11,7 @@ from capture.ffmpeg import CaptureOptions, Progress, SegmentClosed
 from capture.process import LineTail
 from capture.recorder import Recorder
 from capture.source import Source, SourceKind, redact
-from capture.supervision import Expectations, Timeline, Watchdog, first_frame_patience
+from capture.supervision import NO_KEY_FRAME, Expectations, Timeline, Watchdog, first_frame_patience
 
 _TIMED_OUT = b"Failed reading RTSP data: Connection timed out"
 _SAID_BYTES = 4096
@@ -21,7 +21,8 @@ _NETWORK = {SourceKind.RTSP, SourceKind.HTTP}
 class Watch:
     """Follows one run of ffmpeg: gives its segments to the recorder, and says what is wrong with it.
 
-    `tries` runs in a row before it had no frame. `on_frame` is called when there is more video than before.
+    `tries` runs in a row before it had no frame; `tolerated_drift` is how many seconds per second the times
+    in the stream may be off. `on_frame` is called when there is more video than before.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Watch:
         *,
         recorder: Recorder,
         tries: int,
+        tolerated_drift: float,
         clock: Clock,
         log: structlog.typing.FilteringBoundLogger,
         on_frame: Callable[[], None],
@@ -51,12 +53,14 @@ class Watch:
                 is_live=self._is_live,
                 has_clock=source.kind in _NETWORK,
                 may_lag=options.transcodes,
+                tolerated_drift=tolerated_drift,
             ),
         )
         self.tail = LineTail(redact=lambda line: redact(line, source.secrets()))
         self.frames = 0
         self.complaint: str | None = None
         self._keys_seen = 0  # of the segment that is open
+        self._key_at: float | None = None
         self._said = b""
 
     def hear(self) -> None:
@@ -94,6 +98,8 @@ class Watch:
             self._look(now)
         change = self._recorder.change() if self._is_live else None
         self.complaint = self.complaint or change or self._watchdog.complaint(now)
+        if self.complaint == NO_KEY_FRAME:  # should it have come later, it is waited for longer next time
+            self._recorder.key_frame_came(self._watchdog.seconds_without_key(now))
         return self.complaint
 
     def _take_segment(self, event: SegmentClosed) -> None:
@@ -120,9 +126,12 @@ class Watch:
         if scan is None:
             return
         if scan.key_frames > self._keys_seen:
+            if self._key_at is not None:
+                self._recorder.key_frame_came(now - self._key_at)
+            self._key_at = now
             self._watchdog.see_key(now, self._recorder.key_interval)
         self._keys_seen = scan.key_frames
-        apart = max(self._watchdog.seconds_without_key(now), scan.key_interval)
+        apart = max(self._watchdog.seconds_without_key(now), self._recorder.key_interval or 0.0)
         if self._is_live and apart > 2 * self._segment_seconds:
             self._recorder.warn_of_key_frames(apart, self._segment_seconds)
 

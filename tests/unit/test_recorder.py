@@ -168,6 +168,14 @@ def test_many_tries_in_vain_are_one_gap_line(desk):
     assert (line["start"], line["end"]) == ("2026-06-01T12:00:01.000Z", "2026-06-01T12:01:00.000Z")
 
 
+def test_the_line_of_a_gap_stands_before_that_of_the_segment_after_it(desk):
+    desk.close(SMALL, begin=NOON)
+    desk.recorder.gaps.lost("no new frame", since=NOON)
+    desk.close(SMALL, begin=NOON + timedelta(seconds=60))
+    events = [entry.event for entry in desk.spool.journal.read("door")]
+    assert events == [Event.CLOSED, Event.GAP, Event.CLOSED]
+
+
 def test_a_short_piece_that_was_salvaged_parts_two_gaps(desk):
     desk.close(SMALL, begin=NOON)
     desk.recorder.gaps.lost("a", since=NOON)
@@ -209,8 +217,19 @@ def test_segments_without_end_and_without_length_are_numbered_all_the_same(desk)
     assert len({segment for _, segment in desk.owed}) == desk.recorder.segments == 300
 
 
-@pytest.mark.parametrize(("sizes", "interval"), [([SMALL], 1.0), ([SMALL, SMALL, SMALL], 1.0)])
-def test_how_far_key_frames_are_apart_is_learnt_from_whole_segments_too(desk, sizes, interval):
+@pytest.mark.parametrize("sizes", [[SMALL], [SMALL, SMALL, SMALL]])
+def test_how_far_key_frames_are_apart_is_learnt_from_whole_segments_too(desk, sizes):
     """A segment as short as from one key frame to the next holds one alone."""
     desk.close(*sizes)
-    assert desk.recorder.key_interval == pytest.approx(interval)
+    assert desk.recorder.key_interval is None
+    desk.recorder.key_frame_came(1.9)
+    assert desk.recorder.key_interval == pytest.approx(1.0)
+
+
+def test_neither_times_that_jump_nor_a_line_that_stalls_put_key_frames_apart(desk):
+    desk.session.open_path(1).write_bytes(stream(SMALL))
+    desk.recorder.take(1, NOON, 5000.0)
+    desk.recorder.key_frame_came(2.0)
+    assert desk.recorder.key_interval == 2.0
+    desk.recorder.key_frame_came(9.0)
+    assert desk.recorder.key_interval == 9.0

@@ -1,5 +1,6 @@
 """Restarts, stalls, and places on the clock."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from capture.supervision import (
     LONGEST_KEY_WAIT,
     STABLE_SECONDS,
+    TOLERATED_RUNAWAY,
     Drift,
     Expectations,
     Ladder,
@@ -269,3 +271,16 @@ def test_a_stream_time_that_leads_nowhere_near_the_file_is_not_believed():
     assert timeline.place_salvaged(4.0, guess) == guess
     timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
     assert timeline.place_salvaged(4.0, guess) == guess
+
+
+def test_a_camera_whose_times_stay_wrong_is_followed_after_a_few_restarts():
+    expected = replace(LIVE, tolerated_drift=TOLERATED_RUNAWAY)
+    for speed, complaint in [
+        (0.4, None),
+        (1.2, None),
+        (3.0, None),
+        (20.0, "its times run ahead of the clock"),
+    ]:
+        watchdog = Watchdog(0.0, expected)
+        found = first_complaint(watchdog, 300, lambda now, dog=watchdog, s=speed: healthy(dog, now, speed=s))
+        assert (found and found[1]) == complaint
