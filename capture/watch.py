@@ -116,20 +116,24 @@ class Watch:
                 "segment_not_closed", sequence=event.sequence, reason=reason, then="salvaged later"
             )
             return
+        self._key_came(now)  # with it the segment ended
         fault = scan.unplayable()
         if fault and self._is_live and not self.complaint:
             self._log.warning("segment_not_playable", sequence=event.sequence, reason=fault)
             self.complaint = fault
+
+    def _key_came(self, now: float) -> None:
+        if self._key_at is not None:
+            self._recorder.key_frame_came(now - self._key_at)
+        self._key_at = now
+        self._watchdog.see_key(now, self._recorder.key_interval)
 
     def _look(self, now: float) -> None:
         scan = self._recorder.look()
         if scan is None:
             return
         if scan.key_frames > self._keys_seen:
-            if self._key_at is not None:
-                self._recorder.key_frame_came(now - self._key_at)
-            self._key_at = now
-            self._watchdog.see_key(now, self._recorder.key_interval)
+            self._key_came(now)
         self._keys_seen = scan.key_frames
         apart = max(self._watchdog.seconds_without_key(now), self._recorder.key_interval or 0.0)
         if self._is_live and apart > 2 * self._segment_seconds:
