@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -29,6 +29,7 @@ from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told
 
 _JOIN_SECONDS = STOP_GRACE_SECONDS + 1.0
 _PUBLISH_SECONDS = 1.0
+_OTHERS_GO_ON = "its segments stay owed; the other cameras go on"
 
 log = structlog.get_logger()
 
@@ -47,7 +48,8 @@ def plan_cameras(settings: Settings) -> list[CameraPlan]:
             audio=values.audio,
             realtime=values.realtime,
         )
-        plans.append(CameraPlan(camera_id, camera.name or camera_id, camera.parsed_source(), options))
+        name, hidden = camera.name or camera_id, settings.secret_variables()
+        plans.append(CameraPlan(camera_id, name, camera.parsed_source(), options, hidden))
     if not plans:
         raise ConfigError(
             "no camera is set; expected at least one; give --source (a file, rtsp://…, http://…, "
@@ -65,6 +67,7 @@ class Agent:
         self._publisher = Publisher(publisher_app(settings))
         self._gate = Gate(spool, settings.ingest)
         self._sessions: list[SessionName] = []
+        self._told_refused: set[str] = set()
         self._budget = Budget(spool, settings.spool, cameras=len(settings.cameras))
         self.cameras: Mapping[str, Camera] = {
             plan.id: Camera(
@@ -80,12 +83,19 @@ class Agent:
 
     def start(self) -> None:
         """Start all cameras. A start is a new try for a token that was refused before."""
-        self._gate.forgive(read_token(self._settings.ingest))
+        self._forgive()
         self._publisher.start()
         self._budget.start()
         for camera in self.cameras.values():
             camera.start()
         self._publisher.send(Message(RECOVER, ()))
+
+    def _forgive(self) -> None:
+        for camera in self.cameras:
+            try:
+                self._gate.forgive(read_token(self._settings.ingest, camera))
+            except ConfigError as error:
+                log.error("camera_token_unusable", camera=camera, reason=str(error), then=_OTHERS_GO_ON)
 
     def stop(self) -> None:
         """Let every ffmpeg finish its segment; at most a few seconds."""
@@ -112,14 +122,37 @@ class Agent:
         return [status.error for status in self.statuses() if status.error is not None]
 
     def refusal(self) -> str | None:
-        """Return the advice when the cloud refused the token and that ends us; None otherwise."""
-        if self._settings.ingest.on_refused != "stop":
+        """Return the advice when the cloud refuses all cameras that go on, and that ends us; None otherwise.
+
+        A camera that is refused with a token of its own, while others are not, is told in the log.
+        """
+        if self._settings.ingest.on_refused != "stop" or not self._gate.refuses_anybody():
             return None
         try:
-            found = self._gate.refusal(read_token(self._settings.ingest))
-        except (ConfigError, OSError):
+            notes = {camera: self._refusal_of(camera) for camera in self._going_on()}
+        except OSError:  # the spool is away: others say so
             return None
-        return str(found.get("advice")) if found else None
+        refused = {camera: str(note.get("advice")) for camera, note in notes.items() if note is not None}
+        if len(refused) == len(notes):
+            return next(iter(refused.values()), None)
+        for camera in sorted(refused.keys() - self._told_refused):
+            log.error("camera_refused", camera=camera, advice=refused[camera], then=_OTHERS_GO_ON)
+        self._told_refused = set(refused)
+        return None
+
+    def _refusal_of(self, camera: str) -> dict[str, Any] | None:
+        try:
+            return self._gate.refusal(read_token(self._settings.ingest, camera))
+        except ConfigError:
+            return None
+
+    def _going_on(self) -> list[str]:
+        """Return the cameras that capture or still owe; all of them when none does."""
+        alive = {camera for camera, each in self.cameras.items() if each.is_alive()}
+        if len(alive) == len(self.cameras):
+            return list(alive)
+        owing = {name.camera for name in self._spool.sessions() if self._spool.has_segments(name)}
+        return [camera for camera in self.cameras if camera in alive | owing] or list(self.cameras)
 
     def owed(self) -> int:
         """Return how many segments of these cameras the cloud has not confirmed."""

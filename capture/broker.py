@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from capture.errors import ConfigError
 from capture.process import Child, describe_exit
+from capture.settings import child_environment
 
 if TYPE_CHECKING:
     from redis import ConnectionPool, Redis
@@ -90,10 +91,12 @@ class EmbeddedBroker:
     is empty, at the same URL. It dies with the thread that called `start`: see `Child`.
     """
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, *, hidden: Collection[str] = ()) -> None:
+        """`hidden` names variables that it must not inherit: they hold secrets."""
         self.runtime_dir = runtime_dir.absolute()
         self.socket = self.runtime_dir / SOCKET_NAME
         self.log = self.runtime_dir / LOG_NAME
+        self._hidden = hidden
         self._child: Child | None = None
         if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
             raise ConfigError(
@@ -120,7 +123,7 @@ class EmbeddedBroker:
         try:
             # A file for both: it logs to standard output, and nobody would read a pipe.
             # Its environment shows in no list of ours; it needs none of our settings.
-            env = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
+            env = child_environment(self._hidden)
             self._child = Child(_argv(self.socket), env=env, stdout=log, stderr=log)
         finally:
             os.close(log)

@@ -5,10 +5,9 @@ up another. It reads ffmpeg's output until ffmpeg is gone, also while it stops i
 write to a full pipe never gets to its signal.
 """
 
-import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -29,6 +28,7 @@ from capture.ffmpeg import (
 from capture.process import Child, LineTail, Output, Stream, describe_exit
 from capture.segment import SessionName
 from capture.session import Owed, Session
+from capture.settings import child_environment
 from capture.source import Source, redact
 from capture.spool import Spool
 from capture.supervision import Ladder, State, Timeline, Watchdog
@@ -45,12 +45,13 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class CameraPlan:
-    """What to capture, and how."""
+    """What to capture, and how. The `hidden` variables hold secrets, also those of other cameras."""
 
     id: str
     name: str
     source: Source
     options: CaptureOptions
+    hidden: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ class Camera:
             child = Child(
                 command.argv,
                 script=command.script,
-                env=_environment(),
+                env=child_environment(self.plan.hidden),
                 stdout=Stream.PIPE,
                 stderr=Stream.PIPE,
                 pass_fds=(session.lock,),
@@ -406,11 +407,6 @@ def _cause(failure: Failure, code: int | None) -> str:
     if code == 0:
         return "the source ended"
     return "ffmpeg ended" if code is None else f"ffmpeg {describe_exit(code)}"
-
-
-def _environment() -> dict[str, str]:
-    """Our environment without our settings: ffmpeg needs no token."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
 
 
 def _words(error: OSError | RelayError) -> str:

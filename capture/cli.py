@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from capture import __version__
+from capture.config_commands import config
 from capture.errors import RelayError, UsageError
 from capture.operate import COMMANDS
 
@@ -98,6 +99,7 @@ def _load(options: dict[str, Any]) -> Any:  # noqa: ANN401 - Settings, imported 
         source=options["source"],
         camera_id=options["camera_id"],
         realtime=False if options["no_realtime"] else None,
+        tolerate_bad_cameras=True,
     )
 
 
@@ -206,7 +208,7 @@ def demo(seconds: int, outage: str | None, keep: Path | None, *, plain: bool) ->
     return run_demo(seconds=seconds, outage=outage, keep=keep, plain=plain)
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, config):
     cli.add_command(_command)
 
 __all__ = ["UsageError", "cli", "main"]

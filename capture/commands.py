@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import structlog
+
 from capture.agent import Agent, plan_cameras
 from capture.broker import RuntimeDir, ping
 from capture.broker_note import note_broker
@@ -19,10 +21,16 @@ from capture.sink import FaultPlan, Sink, SinkEvent
 from capture.spool import Spool
 from capture.stack import Stack
 
+log = structlog.get_logger()
+
 
 def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool, str]:
     """Check what has to be there, before anything is made; return the spool and ffmpeg's path."""
     configure_logging(secrets=settings.secrets(), as_json=as_json, verbose=verbose)
+    for warning in settings.warnings:
+        log.warning("secret_readable_by_others", advice=warning)
+    for camera, problems in settings.faulty_cameras.items():
+        log.error("camera_misconfigured", camera=camera, problems=list(problems), then="the others run")
     require_cloud(settings)
     plans = plan_cameras(settings)
     ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)

@@ -45,6 +45,12 @@ ADVICE = {
     403: "the cloud forbids this token to send (403): ask the cloud's operator to allow it, or give another "
     "with RELAY_TOKEN or --token-file, then start again; nothing was deleted",
 }
+OWN_ADVICE = {
+    401: "the cloud does not know the token of camera {camera} (401): put the current one into {file}, "
+    "which is read at each attempt; nothing was deleted",
+    403: "the cloud forbids the token of camera {camera} to send (403): put another into {file}, or ask the "
+    "cloud's operator to allow it and run `relay-capture requeue`; nothing was deleted",
+}
 
 
 class Change(StrEnum):
@@ -145,6 +151,10 @@ class Gate:
         path = self._refused_path(token)
         return (read_json(path) or {"status": 401, "advice": ADVICE[401]}) if path.exists() else None
 
+    def refuses_anybody(self) -> bool:
+        """Tell whether any token is refused at present: a short look, for those who look often."""
+        return next(self._spool.state.glob("refused-*.json"), None) is not None
+
     def forgive(self, token: str) -> None:
         """Let this token knock again."""
         self._refused_path(token).unlink(missing_ok=True)
@@ -224,12 +234,12 @@ class Gate:
                 due = self._spool.clock.time() + probe_delay(probes, self._dice.random())
                 self._spool.write_for_sure(self._breaker, {**state, "probes": probes, "probe_at": due})
 
-    def report(self, outcome: Outcome, token: str) -> Change:
-        """Note an outcome; return what it changed."""
+    def report(self, outcome: Outcome, token: str, camera: str | None = None) -> Change:
+        """Note an outcome; return what it changed. `camera` is the one that the attempt was for."""
         if outcome.kind is Kind.TRANSIENT:
             return self._count_failure(outcome)
         if outcome.kind is Kind.FATAL:
-            self._note_refusal(outcome, token)
+            self._note_refusal(outcome, token, camera)
             return Change.NONE
         was_down = self._reset(self._breaker)
         # A captive portal's page is an answer, but it says nothing about the token.
@@ -267,15 +277,19 @@ class Gate:
             )
         return Change.DOWN if before < FAILURES_TO_OPEN <= failures else Change.NONE
 
-    def _note_refusal(self, outcome: Outcome, token: str) -> None:
-        note = {**self.refusal_note(outcome), "at": self._spool.clock.time()}
+    def _note_refusal(self, outcome: Outcome, token: str, camera: str | None) -> None:
+        note = {**self.refusal_note(outcome, camera), "at": self._spool.clock.time()}
         self._spool.write_for_sure(self._refused_path(token), note)
 
-    def refusal_note(self, outcome: Outcome) -> dict[str, Any]:
-        """Return what `refused.json` says."""
+    def refusal_note(self, outcome: Outcome, camera: str | None = None) -> dict[str, Any]:
+        """Return what `refused.json` says; for a `camera` with a token of its own, where that stands."""
+        advice = ADVICE.get(outcome.status, ADVICE[401])
+        own = self._settings.token_files.get(camera) if camera is not None else None
+        if own is not None:
+            advice = OWN_ADVICE.get(outcome.status, OWN_ADVICE[401]).format(camera=camera, file=own)
         return {
             "status": outcome.status,
             "time": rfc3339(self._spool.clock.now()),
             "reason": outcome.reason,
-            "advice": ADVICE.get(outcome.status, ADVICE[401]),
+            "advice": advice,
         }

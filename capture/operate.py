@@ -60,7 +60,9 @@ def _settings(config: Path | None, **flags: str | None) -> "Settings":
     from capture.settings import load_settings  # noqa: PLC0415
 
     return load_settings(
-        {f"--{name.replace('_', '-')}": value for name, value in flags.items()}, config=config
+        {f"--{name.replace('_', '-')}": value for name, value in flags.items()},
+        config=config,
+        tolerate_bad_cameras=True,
     )
 
 
@@ -180,7 +182,7 @@ def requeue(camera: str | None, config: Path | None, *, rejected: bool, **flags:
         _require_camera(opened, camera)
         if rejected:
             click.echo(f"made {many(requeue_rejected(opened, camera), 'rejected segment')} owed again")
-            if held_back(opened, settings):
+            if held_back(opened, settings, camera):
                 click.echo(
                     "but the token is refused: `relay-capture requeue` without --rejected lets it try again"
                 )

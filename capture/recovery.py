@@ -29,6 +29,10 @@ class Picked:
     size: int
 
 
+def _every(_camera: str) -> bool:
+    return True
+
+
 def take_turns(by_camera: Mapping[str, Sequence[Debt]], after: str = "") -> Iterator[Debt]:
     """Yield all debts: cameras in turn, the first one behind `after`, oldest first within one."""
     names = sorted(by_camera)
@@ -49,31 +53,39 @@ class Shortlist:
         self.listings = 0
 
     def pick(
-        self, count: int, *, older_than: float, skip: Collection[str] = (), after: str = ""
+        self,
+        count: int,
+        *,
+        older_than: float,
+        skip: Collection[str] = (),
+        after: str = "",
+        only: Callable[[str], bool] = _every,
     ) -> list[Picked]:
         """Choose up to `count` that nobody sends, written `older_than` seconds ago, and not in `skip`.
 
         `skip` holds keys, as `Debt.key` has them; `after` names the camera that had the last turn.
+        `only` tells which cameras count.
         """
         self._refresh(skip)
         found: list[Picked] = []
-        too_young: set[str] = set()
+        passed_over = {camera for camera in self._by_camera if not only(camera)}
         for debt in take_turns(self._by_camera, after):
             if len(found) == count:
                 break
-            if debt.camera in too_young or debt.key in skip:
+            if debt.camera in passed_over or debt.key in skip:
                 continue
             picked, is_young = self._look(debt, older_than)
             if is_young:  # and what comes behind it is younger still
-                too_young.add(debt.camera)
+                passed_over.add(debt.camera)
             if picked is not None:
                 found.append(picked)
         return found
 
-    def pick_probe(self, *, older_than: float) -> list[Picked]:
+    def pick_probe(self, *, older_than: float, only: Callable[[str], bool] = _every) -> list[Picked]:
         """Choose one at random among the oldest few of each camera: nobody may own every probe."""
         self._refresh(())
-        choice = [debt for debts in self._by_camera.values() for debt in debts[:PROBE_CHOICE]]
+        wanted = [debts for camera, debts in self._by_camera.items() if only(camera)]
+        choice = [debt for debts in wanted for debt in debts[:PROBE_CHOICE]]
         random.shuffle(choice)
         for debt in choice:
             picked, _ = self._look(debt, older_than)

@@ -1,5 +1,6 @@
 """Sending again by hand: what a refused token held back."""
 
+import contextlib
 from pathlib import Path
 
 from capture.errors import ConfigError
@@ -8,25 +9,24 @@ from capture.settings import Settings, read_token
 from capture.spool import REFUSED_FILE, Spool
 
 
-def held_back(spool: Spool, settings: Settings) -> bool:
-    """Tell whether the token is refused; without one, whether any is."""
-    try:
-        return Gate(spool, settings.ingest).refusal(read_token(settings.ingest)) is not None
-    except ConfigError:
-        return any(_refusals(spool))
+def held_back(spool: Spool, settings: Settings, camera: str | None = None) -> bool:
+    """Tell whether a token is refused, of one camera or of any; without one, whether any ever was."""
+    tokens = _tokens(settings, camera)
+    gate = Gate(spool, settings.ingest)
+    return any(gate.refusal(token) is not None for token in tokens) if tokens else bool(_refusals(spool))
 
 
 def forgive(spool: Spool, settings: Settings, camera: str | None = None) -> tuple[int, int]:
-    """Let the token knock again; every refused one where none is set. Returns how many, and sessions cleared.
+    """Let the tokens knock again, or that of one camera; every refused one where none is set.
 
-    A token that is forgiven without need costs one attempt.
+    Returns how many, and sessions cleared. A token that is forgiven without need costs one attempt.
     """
     before = len(_refusals(spool))
-    try:
-        Gate(spool, settings.ingest).forgive(read_token(settings.ingest))
-    except ConfigError:
-        for path in _refusals(spool):
-            path.unlink(missing_ok=True)
+    tokens = _tokens(settings, camera)
+    for token in tokens:
+        Gate(spool, settings.ingest).forgive(token)
+    for path in _refusals(spool) if not tokens else ():
+        path.unlink(missing_ok=True)
     cleared = 0
     for session in spool.sessions(camera):
         note = spool.session_path(session) / REFUSED_FILE
@@ -34,6 +34,15 @@ def forgive(spool: Spool, settings: Settings, camera: str | None = None) -> tupl
             note.unlink(missing_ok=True)
             cleared += 1
     return before - len(_refusals(spool)), cleared
+
+
+def _tokens(settings: Settings, camera: str | None) -> set[str]:
+    """Return the tokens that can be read: of one camera, or of all."""
+    found = set()
+    for each in (None, *settings.ingest.token_files) if camera is None else (camera,):
+        with contextlib.suppress(ConfigError):
+            found.add(read_token(settings.ingest, each))
+    return found
 
 
 def _refusals(spool: Spool) -> list[Path]:

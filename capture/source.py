@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -134,6 +134,26 @@ class Source:
         login = f"{self._login.encoded}@" if self._login else ""
         return f"{self._head}{login}{self._host}{self._rest}"
 
+    def with_login(self, user: str, password: str | None) -> "Source":
+        """Return this source with a login, taken as it is: nothing in it is read as an escape.
+
+        Raises UsageError, without a secret in it, when this source has no place for one, or has one.
+        """
+        if not self._host:
+            raise UsageError(
+                f"a {self.kind} source takes no user and no password; expected them with rtsp://, rtsps://, "
+                "http:// or https:// alone: leave them out"
+            )
+        if self._login is not None:
+            raise UsageError(
+                "a login stands in the URL, and beside it; expected it once: "
+                "leave it out of the URL, or leave out user and password"
+            )
+        if not user and password is None:
+            raise UsageError("the user is empty; expected a name, or neither user nor password")
+        secret = "" if password is None else ":" + _percent(password, _ENCODED_IN_PASSWORD)
+        return replace(self, _login=_login(self.scheme, _percent(user, _ENCODED_IN_USER) + secret))
+
     def secrets(self) -> tuple[str, ...]:
         """Return every form in which a secret of this source could turn up in a log."""
         found = set(self._login.forms()) if self._login else set()
@@ -250,16 +270,16 @@ def _secret_pattern(secret: str) -> str:
     return rf"(?<!\w){re.escape(secret)}(?!\w)"
 
 
-def _refuse_control_characters(text: str) -> None:
+def _refuse_control_characters(text: str, *, what: str = "the source") -> None:
     if any(unicodedata.category(char) in {"Cc", "Zl", "Zp"} for char in text):
         raise UsageError(
-            "the source holds a line break or another control character; expected one line of "
+            f"{what} holds a line break or another control character; expected one line of "
             "plain text: check what was pasted"
         )
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise UsageError("the source is no valid Unicode text; write it anew") from None
+        raise UsageError(f"{what} is no valid Unicode text; write it anew") from None
 
 
 def _network(scheme: str, text: str) -> Source:
@@ -317,7 +337,7 @@ def _login(scheme: str, given: str) -> Login | None:
         return None
     user, _, password = given.partition(":")
     login = Login(_unquote(user), _unquote(password), given)
-    _refuse_control_characters(login.user + login.password)
+    _refuse_control_characters(login.user + login.password, what="the login")
     size = len(login.encoded.encode("utf-8", "surrogateescape"))
     if scheme in {"rtsp", "rtsps"} and size > _RTSP_LOGIN_MAX_BYTES:
         raise UsageError(

@@ -1,6 +1,5 @@
 """`up` on one machine: broker, worker, beat and Flower as supervised children with one stop order."""
 
-import os
 import signal
 import sys
 import time
@@ -14,7 +13,7 @@ from capture.errors import ConfigError, RelayError
 from capture.handoff import BACKLOG, LIVE
 from capture.process import Child, Stream, describe_exit
 from capture.pulse import DIRECTORY_VARIABLE, PULSE_SECONDS, STUCK_SECONDS, age_of, pulse_path
-from capture.settings import Settings
+from capture.settings import Settings, child_environment
 from capture.supervision import Ladder, State
 
 WORKER_GRACE_SECONDS = 1.5
@@ -119,7 +118,9 @@ class Stack:
         self._runtime_dir = runtime_dir
         self._stderr = stderr
         self._verbose = verbose
-        self._broker = EmbeddedBroker(runtime_dir) if embedded_broker else None
+        self._broker = (
+            EmbeddedBroker(runtime_dir, hidden=settings.secret_variables()) if embedded_broker else None
+        )
         self._environment = {
             **_environment(settings, self._broker.url if self._broker else None, as_json),
             # Celery's process pool makes a directory for temporary files and leaves it when it is killed.
@@ -222,11 +223,10 @@ class Stack:
 
 def _environment(settings: Settings, broker_url: str | None, as_json: bool) -> dict[str, str]:  # noqa: FBT001
     """Return the children's environment: the worker's settings and no camera's source."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
     extra = {"RELAY_LOG_JSON": "1"} if as_json else {}
     if broker_url is not None:
         extra["RELAY_BROKER__URL"] = broker_url
-    return {**inherited, **settings.worker_environment(), **extra}
+    return {**child_environment(settings.secret_variables()), **settings.worker_environment(), **extra}
 
 
 def _level(verbose: bool) -> str:  # noqa: FBT001

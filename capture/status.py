@@ -334,14 +334,20 @@ def _ingest(spool: Spool, settings: Settings, cameras: tuple[CameraStatus, ...])
 
 
 def _refusal(spool: Spool, settings: Settings, last_delivered_age: float | None) -> dict[str, Any] | None:
-    """Return the note about a refused token: of ours if we know it, else of the last one that was refused.
+    """Return the note about a refused token: of ours if we know any, else of the last one that was refused.
 
     A delivery since then means that another token took its place.
     """
-    try:
-        return Gate(spool, settings.ingest).refusal(read_token(settings.ingest))
-    except ConfigError:
-        notes = [(_mtime(path), read_json(path)) for path in spool.state.glob("refused-*.json")]
+    gate, is_known = Gate(spool, settings.ingest), False
+    for camera in (None, *settings.ingest.token_files):
+        with contextlib.suppress(ConfigError):
+            found = gate.refusal(read_token(settings.ingest, camera))
+            is_known = True
+            if found is not None:
+                return found
+    if is_known:
+        return None
+    notes = [(_mtime(path), read_json(path)) for path in spool.state.glob("refused-*.json")]
     when, note = max(notes, key=lambda pair: pair[0], default=(0.0, {}))
     if last_delivered_age is not None and spool.clock.time() - last_delivered_age > when:
         return None

@@ -14,15 +14,17 @@ from capture.handoff import configure
 from capture.log import configure_logging
 from capture.settings import Settings, load_settings
 from tasks import kombu_guard, pulse
+from tasks.seldom import Seldom
 
 LONGEST_COUNTDOWN = 60.0
+UNFIT_SECONDS = 600.0
 
 log = structlog.get_logger()
 
 
 def _settings() -> Settings:
     try:
-        return load_settings()
+        return load_settings(for_worker=True)
     except ConfigError as error:
         # Celery would print a traceback of its own loader around this.
         print(f"relay-capture: {error}", file=sys.stderr)  # noqa: T201
@@ -52,19 +54,13 @@ def _log_our_way(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
     configure_logging(secrets=settings.secrets())
 
 
-class _Trouble:
-    """Logs a trouble of this machine when it begins or changes."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def tell(self, words: str) -> None:
-        if words != self._last:
-            self._last = words
-            log.error("worker_unfit", reason=words)
+# A trouble of this machine is told when it begins, and now and then while it lasts.
+_unfit = Seldom(UNFIT_SECONDS)
 
 
-_trouble = _Trouble()
+def tell_unfit(error: RelayError) -> None:
+    """Say that this machine is not fit to send: no spool, no token."""
+    _unfit("worker_unfit", reason=str(error))
 
 
 class TransientError(Exception):
@@ -98,9 +94,9 @@ class RelayTask(Task):  # type: ignore[type-arg] # generic in the stubs alone
     max_retries = settings.ingest.tries - 1
 
     def on_failure(self, exc: BaseException, *_args: Any) -> None:  # noqa: ANN401 - Celery's signature
-        """Say once, not at every tick, that this machine is not fit: no spool, no token."""
+        """Say seldom, not at every tick, that this machine is not fit: no spool, no token."""
         if isinstance(exc, RelayError):
-            _trouble.tell(str(exc))
+            tell_unfit(exc)
 
     def retry(self, *args: Any, exc: Exception | None = None, **options: Any) -> Retry:  # noqa: ANN401 - Celery's signature
         """Publish the task again; if the broker cannot take it, leave the first message with the broker.

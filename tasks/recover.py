@@ -24,6 +24,7 @@ from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, close_dead_sessions, not
 from tasks.batch import BATCH_SECONDS
 from tasks.celery import RelayTask, app
 from tasks.memory import Remembered
+from tasks.tokens import Tokens
 from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
 # Enough to be worth the message on a fast line; on a slow one a batch ends early.
@@ -63,15 +64,17 @@ def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
     if going:
         worker.memory.note_going()
     remembered = worker.memory.load()
-    is_refused = worker.gate.refusal(worker.token()) is not None
-    if is_refused and worker.settings.ingest.on_refused == "stop":
+    tokens = Tokens(worker)
+    if tokens.all_stopped():
         return "the token is refused: nothing is sent"
     # Down, or held back because the token is refused: either way one segment at a time goes to the gate.
-    if worker.gate.is_open() or is_refused:
-        return _send_probe(worker, remembered)
+    if worker.gate.is_open() or not tokens.any_good():
+        return _send_probe(worker, remembered, tokens)
     if is_tick:
-        _tell_the_cloud(worker, remembered)
-    return _send_batches(worker, remembered, older_than=_patience(worker, remembered, afresh=afresh))
+        _tell_the_cloud(worker, remembered, tokens)
+    _probe_refused(worker, remembered, tokens)
+    patience = _patience(worker, remembered, afresh=afresh)
+    return _send_batches(worker, remembered, tokens, older_than=patience)
 
 
 def _patience(worker: Worker, remembered: Remembered, *, afresh: bool) -> float:
@@ -85,12 +88,13 @@ def _patience(worker: Worker, remembered: Remembered, *, afresh: bool) -> float:
     return min(patience, SOON) if remembered.going else patience
 
 
-def _send_probe(worker: Worker, remembered: Remembered) -> str:
+def _send_probe(worker: Worker, remembered: Remembered, tokens: Tokens) -> str:
     """While the cloud is down a message ends at the gate, so nobody counts as having one."""
-    if remembered.backlog or not worker.gate.is_due(worker.token()):
+    if remembered.backlog or not tokens.any_may_knock():
         return "the cloud is down: no probe is due"
     worker.memory.clear()
-    picked = worker.shortlist.pick_probe(older_than=SOON)  # its live message ended at the gate
+    # Its live message ended at the gate, so it may be young.
+    picked = worker.shortlist.pick_probe(older_than=SOON, only=tokens.may_knock)
     for probe in picked:
         debt = probe.debt
         publish(
@@ -100,17 +104,38 @@ def _send_probe(worker: Worker, remembered: Remembered) -> str:
     return f"the cloud is down: sent {len(picked)} probe"
 
 
-def _send_batches(worker: Worker, remembered: Remembered, *, older_than: float) -> str:
+def _probe_refused(worker: Worker, remembered: Remembered, tokens: Tokens) -> None:
+    """While others send, let a camera whose own token is refused try it when that is due."""
+    if not tokens.differ:
+        return
+    names = (SessionName.parse(key.partition("/")[0]) for key in remembered.sent)
+    asked = {name.camera for name in names if name is not None}
+    picked = worker.shortlist.pick(
+        1, older_than=SOON, only=lambda camera: camera not in asked and tokens.is_held_and_due(camera)
+    )
+    if picked:
+        _send_batch(worker, picked, BACKLOG)
+
+
+def _send_batches(worker: Worker, remembered: Remembered, tokens: Tokens, *, older_than: float) -> str:
     """Fill the lanes that are free: one batch each."""
     running = worker.lanes.busy()
     waiting = remembered.backlog
     free = min(remembered.window, remembered.lanes) - running - waiting
     if free <= 0:
-        return _help_the_starved(worker, remembered) if waiting and not running else "all lanes are taken"
+        return (
+            _help_the_starved(worker, remembered, tokens)
+            if waiting and not running
+            else "all lanes are taken"
+        )
     # With nothing waiting and nobody sending, a message that is remembered went down with its worker.
     sent = remembered.sent if running or waiting else {}
     picked = worker.shortlist.pick(
-        free * BATCH, older_than=older_than, skip={*sent, *remembered.failed}, after=remembered.turn
+        free * BATCH,
+        older_than=older_than,
+        skip={*sent, *remembered.failed},
+        after=remembered.turn,
+        only=tokens.is_good,
     )
     if not picked:
         return "nothing waits"
@@ -120,11 +145,11 @@ def _send_batches(worker: Worker, remembered: Remembered, *, older_than: float) 
     return f"sent messages for {len(picked)} segments"
 
 
-def _help_the_starved(worker: Worker, remembered: Remembered) -> str:
+def _help_the_starved(worker: Worker, remembered: Remembered, tokens: Tokens) -> str:
     """Where new segments keep all workers busy, let one of the backlog in among them now and then."""
     if any(remembered.now - at < STARVED_SECONDS for at in remembered.sent.values()):
         return "the last batch is not taken yet"
-    picked = worker.shortlist.pick(1, older_than=0.0, after=remembered.turn)
+    picked = worker.shortlist.pick(1, older_than=0.0, after=remembered.turn, only=tokens.is_good)
     if picked:
         _send_batch(worker, picked, LIVE)
     return "the last batch was not taken for long: one segment goes among the new ones"
@@ -138,13 +163,13 @@ def _send_batch(worker: Worker, picked: list[Picked], queue: str) -> None:
     publish(worker.app, Message(UPLOAD_BATCH, (names,), queue, time_limits(BATCH_SECONDS + longest)))
 
 
-def _tell_the_cloud(worker: Worker, remembered: Remembered) -> None:
+def _tell_the_cloud(worker: Worker, remembered: Remembered, tokens: Tokens) -> None:
     if remembered.live:
         return
-    for session in to_register(worker.spool):
+    for session in filter(lambda session: tokens.is_good(session.camera), to_register(worker.spool)):
         publish(worker.app, Message(REGISTER_CAMERA, (str(session),)))
         _note_asked(worker, session, REGISTERED_NOTE)
-    for session in to_end(worker.spool):
+    for session in filter(lambda session: tokens.is_good(session.camera), to_end(worker.spool)):
         publish(worker.app, Message(END_SESSION, (str(session),)))
         _note_asked(worker, session, ENDED_NOTE)
 

@@ -100,16 +100,16 @@ def _tell(worker: Worker, name: SessionName, file: str, request: Callable[[str],
 
 
 def _ask(worker: Worker, name: SessionName, file: str, request: Callable[[str], Outcome]) -> str:
-    token = worker.token()
+    token = worker.token(name.camera)
     with worker.gate.admit(token) as admission:
         if not admission.may_try:
             return f"not now: {admission.verdict}"
         outcome = request(token)
-        worker.report(outcome, token)
+        worker.report(outcome, token, name.camera)
     if outcome.kind is Kind.TRANSIENT:
         raise TransientError(outcome.reason, outcome.retry_after)
     if outcome.kind is Kind.FATAL:
-        note = worker.gate.refusal_note(outcome)
+        note = worker.gate.refusal_note(outcome, name.camera)
         write_json(worker.spool.session_path(name) / REFUSED_FILE, note)
         log.error("token_refused", reason=outcome.reason, advice=note["advice"], camera=name.camera)
         raise RefusedByCloudError(f"{outcome.reason}: {note['advice']}")

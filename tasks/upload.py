@@ -6,6 +6,7 @@ import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 
 from capture.claim import Claim, HostileNameError, claim, parse_names
+from capture.errors import ConfigError
 from capture.gate import Verdict
 from capture.handoff import END_SESSION, LIVE, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, hint
 from capture.ingest import deadline_passed
@@ -20,6 +21,7 @@ from tasks.celery import (
     RelayTask,
     TransientError,
     app,
+    tell_unfit,
 )
 from tasks.seldom import ADVICE, seldom
 from tasks.worker import NOT_MOUNTED, Worker, this_worker
@@ -39,7 +41,10 @@ def upload_segment(self: RelayTask, session: str, segment: str) -> str:
         outcome = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
     except OSError as error:
         return _trouble(worker, segment, error)
-    return outcome if isinstance(outcome, str) else _conclude(worker, outcome)
+    if isinstance(outcome, str):
+        return outcome
+    name, _ = parse_names(session, segment)
+    return _conclude(worker, outcome, name.camera)
 
 
 @app.task(base=RelayTask, name=UPLOAD_BATCH)
@@ -55,8 +60,14 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
     with Batch(worker, debts) as batch:
         if not batch.has_lane:
             return "not now: as many others as may are sending from the backlog"
+        refusal: tuple[Outcome, str] | None = None
         for debt in batch.due():
-            batch.note(debt, _try_one(worker, debt))
+            outcome = _try_one(worker, debt)
+            batch.note(debt, outcome)
+            if not isinstance(outcome, str) and outcome.kind is Kind.FATAL:  # others may have another token
+                refusal = refusal or (outcome, debt.camera)
+    if refusal is not None:
+        _conclude(worker, *refusal)
     return f"sent {batch.delivered} of {len(debts)}"
 
 
@@ -71,12 +82,12 @@ def _parse_batch(items: object) -> list[Debt]:
 def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
     """Send one of a batch. What fails stays owed and must not hold up its neighbours."""
     try:
-        outcome = _upload(worker, str(debt.session), str(debt.segment), attempt=1)
+        return _upload(worker, str(debt.session), str(debt.segment), attempt=1)
     except OSError as error:
         return Outcome(Kind.TRANSIENT, 0, _trouble(worker, str(debt.segment), error))
-    if not isinstance(outcome, str) and outcome.kind is Kind.FATAL:
-        _conclude(worker, outcome)
-    return outcome
+    except ConfigError as error:  # its token cannot be read
+        tell_unfit(error)
+        return Outcome(Kind.TRANSIENT, 0, str(error))
 
 
 def _upload(
@@ -131,7 +142,8 @@ def _hostile(found: str) -> str:
 
 
 def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
-    token = worker.token()
+    camera = claimed.session.camera
+    token = worker.token(camera)
     with worker.gate.admit(token) as admission:
         if not admission.may_try:
             return "owed: " + (
@@ -145,13 +157,13 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int) -> Outcome | str:
             worker.drop_client()
             outcome, sha256 = deadline_passed(), ""
         if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
-            worker.report(outcome, token)
+            worker.report(outcome, token, camera)
             _settle(worker, claimed, outcome, sha256, attempt)
         else:
             try:
                 _settle(worker, claimed, outcome, sha256, attempt)
             finally:  # the cloud has answered, whatever our disk says
-                worker.report(outcome, token)
+                worker.report(outcome, token, camera)
     if admission.verdict is Verdict.PROBE and outcome.kind is Kind.TRANSIENT:
         worker.probe_again()
     return outcome
@@ -178,7 +190,7 @@ def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attem
                 **names,
             )
     elif outcome.kind is Kind.FATAL:
-        note = worker.gate.refusal_note(outcome)
+        note = worker.gate.refusal_note(outcome, claimed.session.camera)
         worker.spool.write_for_sure(worker.spool.session_path(claimed.session) / REFUSED_FILE, note)
         log.error("token_refused", reason=outcome.reason, advice=note["advice"], **names)
 
@@ -191,14 +203,14 @@ def _end_refusal(worker: Worker, session: SessionName) -> None:
         worker.recover_soon(afresh=True)
 
 
-def _conclude(worker: Worker, outcome: Outcome) -> str:
+def _conclude(worker: Worker, outcome: Outcome, camera: str) -> str:
     """Turn an outcome into what Celery and Flower show."""
     if outcome.kind is Kind.OK:
         return f"delivered: {outcome.reason}"
     if outcome.kind is Kind.REJECTED:
         raise RejectedByCloudError(f"rejected: {outcome.reason}")
     if outcome.kind is Kind.FATAL:
-        advice = worker.gate.refusal_note(outcome)["advice"]
+        advice = worker.gate.refusal_note(outcome, camera)["advice"]
         raise RefusedByCloudError(f"{outcome.reason}: {advice}")
     if worker.gate.is_open():
         # Others find out when the cloud is back; recover brings this one then.

@@ -72,9 +72,9 @@ class Worker:
         """Forget the client after a time limit fired in it. Not closed: closing could block for ever."""
         self._ingest = None
 
-    def report(self, outcome: Outcome, token: str) -> None:
-        """Tell the gate of an attempt, and everybody of what that changed."""
-        change = self.gate.report(outcome, token)
+    def report(self, outcome: Outcome, token: str, camera: str) -> None:
+        """Tell the gate of an attempt for a camera, and everybody of what that changed."""
+        change = self.gate.report(outcome, token, camera)
         if change is Change.DOWN:
             log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
         elif change is Change.UP:
@@ -98,9 +98,9 @@ class Worker:
             self._left_at = now
             self.recover_soon()
 
-    def token(self) -> str:
-        """The token as it stands now."""
-        return read_token(self.settings.ingest)
+    def token(self, camera: str | None = None) -> str:
+        """The token as it stands now, a camera's own if it has one. Raises ConfigError without one."""
+        return read_token(self.settings.ingest, camera)
 
 
 class _PerProcess:

@@ -22,8 +22,8 @@ DOORS = {
     "kombu": {"handoff"},
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
-    "click": {"cli", "operate"},
-    "tomllib": {"settings"},
+    "click": {"cli", "operate", "config_commands"},
+    "tomllib": {"settings_layers"},
 }
 
 
