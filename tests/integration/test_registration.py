@@ -1,4 +1,4 @@
-"""Registration as a worker does it, against the real sink: the payload, and what comes of a cloud that says no."""
+"""Registration as a worker does it, against the real sink: its payload, and a cloud that says no."""
 
 import json
 import os
@@ -71,21 +71,20 @@ def test_the_payload_is_the_contracts_with_the_name_of_the_configuration_and_no_
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "kind", "words"),
+    ("said", "words"),
     [
-        (400, b'{"error": "quota"}', "application/json", 'HTTP 400: {"error": "quota"}'),
-        (404, b"", "text/plain", "HTTP 404"),
-        (422, b"name:\r\n  too long", "text/plain", "HTTP 422: name: too long"),
-        (400, PAGE, "text/html", "HTTP 400: <!doctype html> <title>Sorry</title>"),
-        (200, PAGE, "Text/HTML; charset=utf-8", "HTTP 200: <!doctype html> <title>Sorry</title>"),
-        (400, b"\x1b[31mred\x07\x00 \xff\xe2\x80\xae", "text/plain", "HTTP 400: [31mred \ufffd"),
-        (400, b"your key " + TOKEN.encode(), "text/plain", "HTTP 400: your key ***"),
-        (400, b"x" * 100_000, "text/plain", "HTTP 400: " + "x" * 200),
+        ((400, b'{"error": "quota"}', "application/json"), 'HTTP 400: {"error": "quota"}'),
+        ((404, b"", "text/plain"), "HTTP 404"),
+        ((422, b"name:\r\n  too long", "text/plain"), "HTTP 422: name: too long"),
+        ((400, PAGE, "text/html"), "HTTP 400: <!doctype html> <title>Sorry</title>"),
+        ((200, PAGE, "Text/HTML; charset=utf-8"), "HTTP 200: <!doctype html> <title>Sorry</title>"),
+        ((400, b"\x1b[31mred\x07\x00 \xff\xe2\x80\xae", "text/plain"), "HTTP 400: [31mred \ufffd"),
+        ((400, b"your key " + TOKEN.encode(), "text/plain"), "HTTP 400: your key ***"),
+        ((400, b"x" * 100_000, "text/plain"), "HTTP 400: " + "x" * 200),
     ],
 )
-def test_a_rejection_is_reported_in_the_servers_words_and_capture_goes_on(
-    session, sink, spool, status, body, kind, words
-):
+def test_a_rejection_is_reported_in_the_servers_words_and_capture_goes_on(session, sink, spool, said, words):
+    status, body, kind = said
     answer(sink, status, body, kind=kind)
     [event] = register(session)
     assert event["reason"] == words
