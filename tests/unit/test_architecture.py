@@ -17,12 +17,15 @@ TASKS = sorted((ROOT / "tasks").glob("*.py"))
 
 # Each outside world has one door, or the few that stand here.
 DOORS = {
-    "httpx": {"ingest"},
+    "httpx": {"ingest", "discover_onvif"},
+    "onvif": {"discover_onvif"},
+    "zeep": {"discover_onvif"},
+    "lxml": {"discover_probe", "discover_onvif"},
     "celery": {"handoff"},
     "kombu": {"handoff"},
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
-    "click": {"cli", "operate", "config_commands", "doctor_commands"},
+    "click": {"cli", "operate", "config_commands", "doctor_commands", "discover_commands"},
     "tomllib": {"settings_layers"},
 }
 
