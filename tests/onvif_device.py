@@ -1,8 +1,8 @@
 """A small ONVIF device on the loopback interface: answers WS-Discovery probes, and SOAP over HTTP.
 
 From ONVIF's Core and Media Specifications. It checks logins as they say (WS-UsernameToken with a digest, the
-time within a few seconds of its own clock), and can be told to misbehave: whatever is in `answers` goes out as
-it is, by the name of the operation.
+time within a few seconds of its own clock), and can be told to misbehave: what is in `answers` goes out as it
+is, by the name of the operation.
 """
 
 import base64

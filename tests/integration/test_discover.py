@@ -260,9 +260,8 @@ FILE = BOMB.replace(BOMB[BOMB.index(b"[") : BOMB.index(b"]>")], b'[<!ENTITY i SY
         envelope("<tds:Other/>"),
         envelope("<tds:GetDeviceInformationResponse/>"),
         b"<a>" * 300_000,
-        b" " * (MOST_BYTES + 1),
     ],
-    ids=["bomb", "attribute-bomb", "file", "empty", "bytes", "page", "other", "hollow", "deep", "huge"],
+    ids=["bomb", "attribute-bomb", "file", "empty", "bytes", "page", "other", "hollow", "deep"],
 )
 def test_an_answer_that_is_none_costs_its_device_and_no_other(device, answer):
     odd, good = device(is_found=False, serial="odd"), device(is_found=False, serial="good")
@@ -275,6 +274,21 @@ def test_an_answer_that_is_none_costs_its_device_and_no_other(device, answer):
     assert told[0].trouble or not told[0].maker
     assert (told[1].trouble, told[1].serial, len(told[1].profiles)) == ("", "good", 1)
     assert psutil.Process().memory_info().rss - before < 200_000_000
+
+
+@pytest.mark.parametrize("what", ["a DTD of its own", "more than there is room for"])
+def test_an_answer_that_would_be_good_is_refused_for(device, what):
+    found = device(is_found=False)
+    good = envelope(found.information())
+    found.answers["GetDeviceInformation"] = (
+        good.replace(b"?>", b'?><!DOCTYPE b SYSTEM "http://127.0.0.1/b.dtd">', 1)
+        if what == "a DTD of its own"
+        else good + b" " * MOST_BYTES
+    )
+
+    [told] = ask(found)
+
+    assert told.trouble.startswith("GetDeviceInformation: its answer cannot be read")
 
 
 def test_a_device_that_answers_a_byte_at_a_time_has_its_deadline(device, monkeypatch):
