@@ -13,7 +13,7 @@ from capture.errors import EXIT_DONE, EXIT_SOURCE, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from capture.discover import Answer
-    from capture.discover_onvif import Login
+    from capture.discover_soap import Login
     from capture.discover_table import LoginLines
 
 _LARGEST_PASSWORD = 4096
@@ -30,7 +30,7 @@ class _Given:
     password_env: str | None
 
     def login(self) -> "Login | None":
-        from capture.discover_onvif import Login  # noqa: PLC0415
+        from capture.discover_soap import Login  # noqa: PLC0415
 
         if self.user is None:
             if self.password_file or self.password_env:

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from capture.discover import Answer
-from capture.discover_onvif import MOST_BYTES, Login, ask_devices
+from capture.discover_onvif import ask_devices
 from capture.discover_probe import probe
+from capture.discover_soap import MOST_BYTES, Login
 from capture.errors import ConfigError, UsageError
 from capture.settings import load_settings
 from tests.cameras.addresses import OddPort

@@ -17,10 +17,10 @@ TASKS = sorted((ROOT / "tasks").glob("*.py"))
 
 # Each outside world has one door, or the few that stand here.
 DOORS = {
-    "httpx": {"ingest", "discover_onvif"},
-    "onvif": {"discover_onvif"},
-    "zeep": {"discover_onvif"},
-    "lxml": {"discover_probe", "discover_onvif"},
+    "httpx": {"ingest", "discover_soap"},
+    "onvif": {"discover_soap"},
+    "zeep": {"discover_soap"},
+    "lxml": {"discover_probe", "discover_soap"},
     "celery": {"handoff"},
     "kombu": {"handoff"},
     "redis": {"broker"},
