@@ -16,9 +16,11 @@ from capture.errors import (
     RefusedError,
     RelayError,
 )
+from capture.liveness import Liveness
 from capture.outcome import attempt_seconds
+from capture.pulse import pulse_directory
 from capture.settings import Settings
-from capture.spool import Spool
+from capture.spool import MARKER, Spool
 from capture.stack import Stack
 from capture.words import many
 
@@ -84,6 +86,9 @@ def live(
 
     Returns 0 when nothing is owed. Raises the RelayError that says otherwise.
     """
+    alive = Liveness(pulse_directory(spool.state), "agent", disk=spool.root / MARKER)
+    on_tick = alive.beating(on_tick)
+    alive.watch()
     if stack is not None:
         stack.start()
     try:
@@ -91,6 +96,7 @@ def live(
         advice = _watch(agent, stack, signals, on_tick)
         if signals.is_asked():
             log.info("stopping", reason=signals.name or "asked")
+        alive.stopping()
         agent.stop()
         if advice is None:
             advice = _drain(agent, stack, settings, signals, on_tick)
@@ -100,6 +106,7 @@ def live(
     finally:
         if stack is not None:
             stack.stop(idle=_is_settled(agent))
+        alive.end()
     return _conclude(agent, spool, advice)
 
 
