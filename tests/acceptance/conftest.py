@@ -1,5 +1,6 @@
 """The installed command as a child, the ingest it talks to, the spool it writes, and a clip to send."""
 
+import fcntl
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from capture.settings import load_settings
 from capture.sink import Receipt, Sink, SinkEvent
 from capture.source import parse_source
 from capture.spool import Spool
+from tests.acceptance.image import Image, build, require_tools
 
 COMMAND = Path(sys.executable).with_name("relay-capture")
 MARK = "ACCEPTANCE_RUN"  # in the environment of everything that a test starts, however it is orphaned
@@ -382,3 +384,25 @@ def send(settings, session):
     run.spool = session.spool
     yield run
     app.close()
+
+
+# --- the image -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory) -> Image:
+    """What the Dockerfile makes, once for all processes that test."""
+    require_tools()
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # each has a folder of its own in that of this run
+        folder = folder.parent
+    folder /= "image"
+    folder.mkdir(exist_ok=True)
+    done = folder / "done.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            found = build(folder)
+            done.write_text(json.dumps({**vars(found), "relay": str(found.relay)}))
+    told = json.loads(done.read_text())
+    return Image(**{**told, "relay": Path(told["relay"])})

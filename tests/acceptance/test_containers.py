@@ -1,8 +1,6 @@
 """The image and the compose files, played without Docker: see image.py and pod.py for what that covers."""
 
-import fcntl
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,30 +8,10 @@ from pathlib import Path
 import pytest
 
 from capture.pulse import STUCK_SECONDS
-from tests.acceptance.image import Image, build, require_tools
 from tests.acceptance.pod import Container, Pod, compose
 
 TOKEN = "container-token"
 CLOUD = {"RELAY_CLOUD": "http://sink:8080"}
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory) -> Image:
-    """What the Dockerfile makes, once for all processes that test."""
-    require_tools()
-    folder = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):  # each has a folder of its own in that of this run
-        folder = folder.parent
-    folder /= "image"
-    folder.mkdir(exist_ok=True)
-    done = folder / "done.json"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            found = build(folder)
-            done.write_text(json.dumps({**vars(found), "relay": str(found.relay)}))
-    told = json.loads(done.read_text())
-    return Image(**{**told, "relay": Path(told["relay"])})
 
 
 @pytest.fixture
