@@ -71,9 +71,9 @@ class Image:
     healthcheck: list[str] = field(default_factory=list)
 
 
-def build(folder: Path) -> Image:
+def build(folder: Path) -> None:
     """Run the build stage of our Dockerfile into a folder, as a user who is not root."""
-    first, last = stages(DOCKER / "Dockerfile")
+    first, _ = stages(DOCKER / "Dockerfile")
     sources, relay = folder / "src", folder / "relay"
     for made in (sources, relay):
         made.mkdir()
@@ -90,11 +90,12 @@ def build(folder: Path) -> Image:
                 assert rest == "/src"
             case _:
                 pytest.fail(f"the build stage has an instruction that is not played: {word}")
-    return _finish(Image(relay), last)
 
 
-def _finish(image: Image, last: list[tuple[str, str]]) -> Image:
-    image.environment = {"PATH": BASE_PATH, "HOME": "/home/relay"}
+def read_image(folder: Path) -> Image:
+    """Return what was built in a folder, with what the last stage says of it."""
+    _, last = stages(DOCKER / "Dockerfile")
+    image = Image(folder / "relay", {"PATH": BASE_PATH, "HOME": "/home/relay"})
     for word, rest in last:
         match word:
             case "ENV":

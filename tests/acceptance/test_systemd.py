@@ -189,21 +189,22 @@ def lay_out(etc: Path, relay: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def box(image, tmp_path_factory):
+def box(image, once):
     need("systemctl", "unshare", "ip", "setpriv", root=True)
-    folder = tmp_path_factory.mktemp("box")
-    lay_out(folder / "etc", image.relay)
-    done = subprocess.run(
-        ["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child"]
-        + [str(each) for each in (HERE / "box.sh", folder, image.relay, HERE / "probe.sh")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=BOOT_SECONDS,
-    )
-    found = Box(folder / "out")
-    assert (folder / "out/journal").exists(), f"{done.returncode} {done.stdout}{done.stderr}"
-    return found
+
+    def boot(folder: Path) -> None:
+        lay_out(folder / "etc", image.relay)
+        spaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child"]
+        done = subprocess.run(
+            ["unshare", *spaces, HERE / "box.sh", folder, image.relay, HERE / "probe.sh"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=BOOT_SECONDS,
+        )
+        assert (folder / "out/journal").exists(), f"{done.returncode} {done.stdout}{done.stderr}"
+
+    return Box(once("box", boot) / "out")
 
 
 CONFINED = "CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2"
