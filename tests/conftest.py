@@ -10,6 +10,8 @@ from capture.session import Owed, Session
 from capture.source import parse_source
 from capture.spool import Spool
 
+pytest_plugins = ["tests.cameras.fixtures"]
+
 PACKET = b"\x47" + b"\x1f\xff\x10" + b"\xff" * 184  # a null packet of a transport stream
 
 
