@@ -15,6 +15,7 @@ FD_VARIABLE = "RELAY_ARGV_FD"
 MASK = "***"
 _SECRET_FLAGS = {"--token", "-t", "--source", "-s", "--broker"}
 _CLUSTER = re.compile(r"(-[^-ts]*[ts])(.*)", re.DOTALL)
+_LOGIN = re.compile(r"://.*@", re.DOTALL)  # in an address that lost its flag
 _HARMLESS = re.compile(r"(?![a-z][a-z0-9+.-]*://)(?!.*@).*", re.IGNORECASE | re.DOTALL)
 
 
@@ -37,7 +38,7 @@ def masked(arguments: list[str]) -> list[str]:
             found.append(cluster[1] + (_mask(flag, cluster[2]) if cluster[2] else ""))
             hide_next = "" if cluster[2] else flag
         else:
-            found.append(argument)
+            found.append(_LOGIN.sub(f"://{MASK}@", argument))
     return found
 
 

@@ -31,7 +31,7 @@ from capture.ffmpeg import (
 from capture.gate import Gate
 from capture.ingest import Answer, Ingest
 from capture.process import Child, LineTail, Output, Stream
-from capture.settings import Settings, read_token
+from capture.settings import Settings, child_environment, read_token
 from capture.source import SourceKind, redact
 from capture.spool import MARKER, Spool
 from capture.words import bytes_text, seconds_text
@@ -97,7 +97,9 @@ def _fail(what: str, error: RelayError, code: int = EXIT_CONFIG) -> Check:
 
 def _ffmpeg_and_sources(settings: Settings) -> Iterator[Check]:
     try:
-        ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
+        ffmpeg = find_ffmpeg(
+            str(settings.ffmpeg) if settings.ffmpeg else None, hidden=settings.secret_variables()
+        )
     except ConfigError as error:
         yield _fail("ffmpeg", error)
         return
@@ -146,7 +148,7 @@ def _look(plan: CameraPlan, ffmpeg: str, scratch: Path, tail: LineTail) -> _Look
     command = capture_command(ffmpeg, plan.source, options, open_dir=scratch, first_sequence=1)
     argv = ["level+info" if word == "level+warning" else word for word in command.argv]
     argv[-1:-1] = ["-t", f"{LOOK_SECONDS:g}"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
+    environment = child_environment(plan.hidden)
     look, parser = _Look(), StdoutParser()
     deadline = time.monotonic() + FIRST_FRAME_SECONDS
     with (
@@ -285,10 +287,10 @@ def _given_broker(settings: Settings) -> Check:
     return Check("ok", "broker", f"{shown_url(url)} answers")
 
 
-def _embedded_broker(_settings: Settings) -> Check:
+def _embedded_broker(settings: Settings) -> Check:
     try:
         with RuntimeDir() as runtime:
-            broker = EmbeddedBroker(runtime.path)
+            broker = EmbeddedBroker(runtime.path, hidden=settings.secret_variables())
             began = time.monotonic()
             broker.start()
             took = time.monotonic() - began

@@ -39,16 +39,18 @@ FLAGS: dict[str, str] = {
     "--drain-timeout": "drain_timeout",
 }
 LARGEST_FILE = 1024 * 1024  # bytes: a hundred cameras take some ten thousand
+_REPORT = "FFREPORT"  # makes every ffmpeg write all that it does into a file, the camera's URL too
 _DEPTH = 3  # cameras.<id>.<key>
 _BESIDE = {("ingest", "token_file"), ("ingest", "ca_file")}
 
 
 def child_environment(hidden: Collection[str] = ()) -> dict[str, str]:
     """Return our environment without our settings, and without the variables that hold secrets for us."""
+    left_out = {_REPORT, *hidden}
     return {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(ENV_PREFIX) and key not in hidden
+        if not key.startswith(ENV_PREFIX) and key not in left_out
     }
 
 
