@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="relay-capture", standalone_mode=False)
     except RelayError as error:
-        click.echo(f"relay-capture: {error}", err=True)
+        click.echo(f"relay-capture: {redact(str(error), ())}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         words = io.StringIO()

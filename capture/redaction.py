@@ -12,7 +12,7 @@ from itertools import groupby
 
 MASK = "***"
 
-_LOGIN_IN_TEXT = re.compile(r"://[^\s'\"<>]*@")
+_LOGIN_IN_TEXT = re.compile(r"(:/{1,2})[^\s'\"<>]*@")  # a path that was made of a URL has one slash
 _WHOLE_WORD_BELOW = 4
 # A text of this length may have been cut: ffmpeg cuts its lines at 1024 bytes, and we an answer at 512.
 _MAYBE_CUT_FROM = 500
@@ -25,10 +25,6 @@ _SLASHES = r"\\{0,8}"
 _ESCAPE = r"\\{1,8}"
 _PERCENT = "%(?:25){0,4}"
 _AND = "&(?:amp;){0,4}"
-_BLANKS = (
-    rf"(?:\+|(?:[\s\u00a0]|{_PERCENT}20|(?i:{_PERCENT}C2{_PERCENT}A0)|{_ESCAPE}u00a0|{_ESCAPE}xa0"
-    r"|&nbsp;|&#(?:32|x20|160|xa0);){1,64})"
-)
 _BACKSLASHES = rf"(?:\\|{_PERCENT}5[cC]|&#(?:92|x5[cC]);){{1,64}}"
 
 
@@ -43,7 +39,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
         text = _pattern(known).sub(MASK, text)
         if len(text) >= _MAYBE_CUT_FROM:
             text = _without_cut_secrets(text, known)
-    return _LOGIN_IN_TEXT.sub(f"://{MASK}@", text)
+    return _LOGIN_IN_TEXT.sub(rf"\g<1>{MASK}@", text)
 
 
 @lru_cache(maxsize=256)
@@ -53,11 +49,13 @@ def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str]:
 
 def _secret_pattern(secret: str) -> str:
     spelled = "".join(_parts(secret))
+    if "+" in secret and any(char.isspace() for char in secret):  # forms write blanks so, and a plus as %2B
+        spelled = f"(?:{spelled}|{''.join(_parts(secret, as_form=True))})"
     return spelled if len(secret) >= _WHOLE_WORD_BELOW else rf"(?<!\w){spelled}(?!\w)"
 
 
 @lru_cache(maxsize=1024)
-def _parts(secret: str) -> tuple[str, ...]:
+def _parts(secret: str, *, as_form: bool = False) -> tuple[str, ...]:
     """Return a pattern for each character.
 
     A run of blanks, which many programs shorten, is one; so is a run of backslashes: with a pattern for
@@ -65,14 +63,24 @@ def _parts(secret: str) -> tuple[str, ...]:
     """
     found = []
     after_backslash = False
-    for char, group in groupby(secret):
-        if char in "\\ \u00a0":
-            found.append(_BACKSLASHES if char == "\\" else _BLANKS)
+    for kind, group in groupby(secret, key=lambda char: " " if char.isspace() else char):
+        run = list(group)
+        if kind == " ":
+            found.append(_blanks(set(run), plus=as_form or "+" not in secret))
+        elif kind == "+" and as_form:
+            found += [f"{_PERCENT}2[bB]"] * len(run)
+        elif kind == "\\":
+            found.append(_BACKSLASHES)
         else:
-            count = len(list(group))
-            found += [_spelled(char, escapes=not after_backslash), *[_spelled(char)] * (count - 1)]
-        after_backslash = char == "\\"
+            found += [_spelled(kind, escapes=not after_backslash), *[_spelled(kind)] * (len(run) - 1)]
+        after_backslash = kind == "\\"
     return tuple(found)
+
+
+def _blanks(kinds: set[str], *, plus: bool) -> str:
+    ways = [r"\s", "&nbsp;", *(_spelled(each, escapes=False) for each in sorted(kinds))]
+    # Atomic: a blank that could be read in two ways would make a run of them one of endless ways.
+    return f"(?>{'|'.join([*ways, *([r'[+]'] if plus else [])])}){{1,64}}"
 
 
 def _spelled(char: str, *, escapes: bool = True) -> str:

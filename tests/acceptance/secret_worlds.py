@@ -28,8 +28,8 @@ from tests.cameras.rtsp import RtspCamera
 DEADLINE = 90.0  # seconds for what takes ten on an idle machine
 LOGS, OUTPUTS, REQUESTS, SPOOLS = "log", "output of a command", "request to the cloud", "spool"
 
-# Who serves pages: the flag with a port, or the variable with an address, that makes `up` or one of its children
-# serve them; and the pages. Another server is another line here.
+# Who serves pages: the flag with a port, or the variable with an address, that makes `up` or a child of it
+# serve them, and the pages. Another server is another line here.
 SERVERS: Mapping[str, tuple[str, Sequence[str]]] = {
     "flower": (
         "--flower",
