@@ -1,9 +1,14 @@
 """What all tiers share."""
 
+import logging
+import sys
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from capture.segment import SegmentName
 from capture.session import Owed, Session
@@ -34,6 +39,18 @@ class SteppedClock:
     def step(self, seconds: float) -> None:
         self.moment += timedelta(seconds=seconds)
         self.ticks += seconds
+
+
+@pytest.fixture
+def kept_logging() -> Iterator[None]:
+    """Puts logging back as it was after a test that has it set up as a command does."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    yield
+    root.handlers, root.level = handlers, level
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    structlog.reset_defaults()
 
 
 @pytest.fixture

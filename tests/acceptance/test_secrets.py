@@ -16,7 +16,7 @@ from tests.acceptance import secret_worlds as worlds
 from tests.acceptance.secret_search import Maker, Search
 from tests.cameras.rtsp import is_required, missing
 
-SOMETHING = 5000  # bytes
+SOMETHING = 1000  # bytes
 SEED = int(os.environ.get("SECRETS_SEED") or int.from_bytes(os.urandom(4)))
 
 pytestmark = [
