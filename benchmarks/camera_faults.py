@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +45,7 @@ class Fault:
     begin: Callable[[Cam, Recording], None]
     back: Callable[[Cam], None] | None = None
     is_http: bool = False
+    is_switch: bool = False  # ffmpeg may go on: what counts is the first segment of a new session
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ FAULTS = (
     Fault("camera stalls", _tell("stall"), _tell("resume")),
     Fault("connection dropped", _tell("drop")),
     Fault("sessions refused", _tell("refuse", "drop"), _tell("accept")),
-    Fault("resolution switch", _resize),
+    Fault("resolution switch", _resize, is_switch=True),
     Fault("ffmpeg SIGSTOP", _signal_ffmpeg(signal.SIGSTOP)),
     Fault("ffmpeg killed", _signal_ffmpeg(signal.SIGKILL)),
     Fault("HTTP stalls", lambda camera, _: camera.stall(), lambda camera: camera.resume(), is_http=True),
@@ -137,20 +137,25 @@ def _try(fault: Fault, camera: Cam, recording: Recording) -> Trial:
     struck = time.monotonic()
     fault.begin(camera, recording)
     seen = _first(lambda: [at for name in NOTICED for at in _when(recording, name, struck)], NOTICED_WITHIN)
+    back = struck
     if fault.back:
         time.sleep(AWAY_SECONDS)
-        back = time.monotonic()
         fault.back(camera)
-        if isinstance(camera, RtspCamera) and fault.name == "camera killed":
-            back = time.monotonic()  # it listens from now on
-    else:
-        back = struck
+        back = time.monotonic()  # a camera that was restarted listens from now on
     if seen == NEVER:
         _mend(recording)
         return Trial(NEVER, NEVER, NEVER)
+    if fault.is_switch:
+        segment = _first(lambda: _in_new_session(recording), BACK_WITHIN)
+        return Trial(seen - struck, seen - back, segment - back)
     frame = _first(lambda: _when(recording, "capture_running", back), BACK_WITHIN)
     segment = _first(lambda: [each.at for each in recording.closed if each.at > frame], BACK_WITHIN)
     return Trial(seen - struck, frame - back, segment - back)
+
+
+def _in_new_session(recording: Recording) -> list[float]:
+    first = recording.closed[0].session
+    return [each.at for each in recording.closed if each.session != first]
 
 
 def _mend(recording: Recording) -> None:
@@ -170,7 +175,7 @@ def _first(found: Callable[[], Sequence[float]], deadline: float) -> float:
     while not (moments := found()):
         if time.monotonic() > end:
             return NEVER
-        threading.Event().wait(0.01)
+        time.sleep(0.01)
     return min(moments)
 
 

@@ -184,18 +184,19 @@ class Run:
                 lambda: not spool.has_segments(session.name), seconds=WAIT_SECONDS, what="all was sent"
             )
             session.end()
-        return _waits(spool)
+        return waits(spool, "pace")
 
 
-def _waits(spool: Spool) -> list[float]:
-    closed, waits = {}, []
-    for entry in spool.journal.read("pace"):
+def waits(spool: Spool, camera: str) -> list[float]:
+    """Return the milliseconds from closed to delivered of each segment of a camera, by its journal."""
+    closed, found = {}, []
+    for entry in spool.journal.read(camera):
         at = datetime.fromisoformat(str(entry.fields["t"])).timestamp()
         if entry.event is Event.CLOSED:
             closed[entry.fields["segment"]] = at
         elif entry.event is Event.DELIVERED:
-            waits.append((at - closed[entry.fields["segment"]]) * 1000)
-    return waits
+            found.append((at - closed[entry.fields["segment"]]) * 1000)
+    return found
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
@@ -206,11 +207,11 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         for size in options.sizes:
             found["sizes"][size] = _one_size(bench, run, size, options.repeat)
             _show(size, found["sizes"][size])
-        waits = run.at_a_rate(count=options.paced, size=int(1.5 * MIB), rate=options.rate)
-    found["close_to_confirmed_ms"] = summary(waits)
+        times = run.at_a_rate(count=options.paced, size=int(1.5 * MIB), rate=options.rate)
+    found["close_to_confirmed_ms"] = summary(times)
     print(
         f"\nnew segments of 1.5 MiB at {options.rate:g} a second, closed to confirmed: "
-        + ", ".join(f"{name} {value:.1f} ms" for name, value in summary(waits).items() if name != "n")
+        + ", ".join(f"{name} {value:.1f} ms" for name, value in summary(times).items() if name != "n")
     )
     return found
 
@@ -237,7 +238,7 @@ def _one_size(bench: Bench, run: Run, size: int, repeat: int) -> dict[str, list[
                     processes=bench.processes,
                     folder=bench.folder,
                 )
-            cpu, requests, connections = (b - a for a, b in zip(before, bench.server.ask(), strict=True))
+            cpu, requests, connections, _ = (b - a for a, b in zip(before, bench.server.ask(), strict=True))
             if requests < cost.segments:
                 sys.exit(f"{name}: the server counted {requests} of {cost.segments} segments")
             done.append(
@@ -270,7 +271,7 @@ def _show(size: int, results: dict[str, list[dict[str, float]]]) -> None:
     print(f"\n{size / MIB:g} MiB\n{table(header, rows)}", flush=True)
 
 
-def _size(text: str) -> int:
+def parse_size(text: str) -> int:
     for unit, factor in UNITS.items():
         if text.endswith(unit):
             return int(float(text.removesuffix(unit)) * factor)
@@ -282,7 +283,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sizes = [64 * 1024, int(1.5 * MIB), 12 * MIB]
-    parser.add_argument("--sizes", type=lambda text: [_size(each) for each in text.split(",")], default=sizes)
+    parser.add_argument(
+        "--sizes", type=lambda text: [parse_size(each) for each in text.split(",")], default=sizes
+    )
     parser.add_argument("--processes", type=int, default=2, help="of the worker, and of each rival  [2]")
     parser.add_argument("--repeat", type=int, default=3, help="rounds  [3]")
     parser.add_argument("--rate", type=float, default=20.0, help="new segments a second  [20]")

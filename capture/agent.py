@@ -1,13 +1,14 @@
 """The capture agent: all cameras of this machine, and the handoff of what they close."""
 
-import time
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import structlog
 
 from capture.budget import Budget
-from capture.camera import STOP_GRACE_SECONDS, Camera, CameraPlan, CameraStatus
+from capture.camera import Camera, CameraPlan, CameraStatus
 from capture.clock import Clock
 from capture.errors import ConfigError, RelayError
 from capture.ffmpeg import CaptureOptions
@@ -21,13 +22,13 @@ from capture.handoff import (
     publisher_app,
     upload_message,
 )
+from capture.roster import Changes, Roster
 from capture.segment import SessionName
 from capture.session import Owed
 from capture.settings import Settings, read_token
 from capture.spool import REJECTED, Spool
 from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told
 
-_JOIN_SECONDS = STOP_GRACE_SECONDS + 1.0
 _PUBLISH_SECONDS = 1.0
 _OTHERS_GO_ON = "its segments stay owed; the other cameras go on"
 
@@ -37,6 +38,7 @@ log = structlog.get_logger()
 def plan_cameras(settings: Settings) -> list[CameraPlan]:
     """Return what the settings say is to be captured. Raises ConfigError when that is nothing."""
     plans = []
+    is_alone = sum(camera.enabled for camera in settings.cameras.values()) == 1
     for camera_id, camera in settings.cameras.items():
         if not camera.enabled:
             continue
@@ -48,14 +50,26 @@ def plan_cameras(settings: Settings) -> list[CameraPlan]:
             audio=values.audio,
             realtime=values.realtime,
         )
+        source = camera.parsed_source()
+        if not (is_alone or source.is_finite):
+            options = replace(options, offset=border_offset(camera_id, options.segment_seconds))
         name, hidden = camera.name or camera_id, settings.secret_variables()
-        plans.append(CameraPlan(camera_id, name, camera.parsed_source(), options, hidden))
+        plans.append(CameraPlan(camera_id, name, source, options, hidden))
     if not plans:
         raise ConfigError(
             "no camera is set; expected at least one; give --source (a file, rtsp://…, http://…, "
             "webcam:0 or test:), or a [cameras.<id>] table in relay.toml"
         )
     return plans
+
+
+def border_offset(camera: str, segment_seconds: float) -> float:
+    """Return by how many seconds a camera's first segment is shorter, so that not all end theirs at once.
+
+    By its id alone: other cameras that come and go shift nobody.
+    """
+    share = int.from_bytes(hashlib.sha256(camera.encode()).digest()[:4]) / 2**32
+    return round(share * segment_seconds, 3)
 
 
 class Agent:
@@ -69,29 +83,68 @@ class Agent:
         self._sessions: list[SessionName] = []
         self._told_refused: set[str] = set()
         self._budget = Budget(spool, settings.spool, cameras=len(settings.cameras))
-        self.cameras: Mapping[str, Camera] = {
-            plan.id: Camera(
-                plan,
-                spool=spool,
-                ffmpeg=ffmpeg,
-                on_owed=self._owed,
-                on_session=self._session,
-                clock=clock,
-            )
-            for plan in plan_cameras(settings)
-        }
+        self._ffmpeg = ffmpeg
+        self._clock = clock
+        self._roster = Roster(self._camera, plan_cameras(settings))
+
+    def _camera(self, plan: CameraPlan) -> Camera:
+        return Camera(
+            plan,
+            spool=self._spool,
+            ffmpeg=self._ffmpeg,
+            on_owed=self._owed,
+            on_session=self._session,
+            clock=self._clock,
+        )
+
+    @property
+    def cameras(self) -> Mapping[str, Camera]:
+        """The cameras that are to run now, by id."""
+        return self._roster.cameras
 
     def start(self) -> None:
         """Start all cameras. A start is a new try for a token that was refused before."""
-        self._forgive()
+        self._forgive(self.cameras)
         self._publisher.start()
         self._budget.start()
-        for camera in self.cameras.values():
-            camera.start()
+        self._roster.attend()
         self._publisher.send(Message(RECOVER, ()))
 
-    def _forgive(self) -> None:
-        for camera in self.cameras:
+    def attend(self) -> None:
+        """Go on starting cameras. Call it several times a second, from one thread."""
+        self._roster.attend()
+
+    def reload(self, settings: Settings) -> Changes:
+        """Take over cameras, defaults and the cameras' token files; nothing else changes while we run.
+
+        Only cameras whose settings differ are started anew. One whose table is wrong goes on as it was.
+        Raises ConfigError when no camera would be left.
+        """
+        plans = {plan.id: plan for plan in plan_cameras(settings)}
+        kept = {each: self.cameras[each].plan for each in settings.faulty_cameras if each in self.cameras}
+        old_files = self._settings.ingest.token_files
+        files = {
+            **settings.ingest.token_files,
+            **{each: old_files[each] for each in kept if each in old_files},
+        }
+        found = self._roster.change(list({**plans, **kept}.values()))
+        ingest = self._settings.ingest.model_copy(update={"token_files": files})
+        known = {**settings.cameras, **{each: self._settings.cameras[each] for each in kept}}
+        self._settings = self._settings.model_copy(
+            update={"cameras": known, "defaults": settings.defaults, "ingest": ingest}
+        )
+        self._budget.expect(len(self.cameras))
+        self._forgive([each for each in self.cameras if files.get(each) != old_files.get(each)])
+        self._roster.attend()
+        return found
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as they are in force."""
+        return self._settings
+
+    def _forgive(self, cameras: Iterable[str]) -> None:
+        for camera in cameras:
             try:
                 self._gate.forgive(read_token(self._settings.ingest, camera))
             except ConfigError as error:
@@ -99,12 +152,7 @@ class Agent:
 
     def stop(self) -> None:
         """Let every ffmpeg finish its segment; at most a few seconds."""
-        deadline = time.monotonic() + _JOIN_SECONDS
-        for camera in self.cameras.values():
-            camera.stop()
-        for camera in self.cameras.values():
-            if not camera.join(max(0.0, deadline - time.monotonic())):
-                log.error("camera_stuck", camera=camera.plan.id, then="its segment is salvaged later")
+        self._roster.stop()
 
     def close(self, timeout: float = _PUBLISH_SECONDS) -> None:
         """Let the publisher finish, for at most `timeout` seconds."""
@@ -112,7 +160,7 @@ class Agent:
         self._publisher.close(timeout)
 
     def is_running(self) -> bool:
-        return any(camera.is_alive() for camera in self.cameras.values())
+        return self._roster.is_running()
 
     def statuses(self) -> list[CameraStatus]:
         return [camera.status() for camera in self.cameras.values()]
@@ -156,12 +204,16 @@ class Agent:
 
     def owed(self) -> int:
         """Return how many segments of these cameras the cloud has not confirmed."""
-        return self._spool.owed_count(set(self.cameras))
+        return self._spool.owed_count(self._ours())
+
+    def _ours(self) -> set[str]:
+        """The cameras of this run, also those that are gone: what they owe is still to be sent."""
+        return {*self.cameras, *self._roster.former}
 
     def _owes(self) -> bool:
         """Tell whether anything is owed; stops at the first, where counting very many takes its time."""
-        sessions = self._spool.sessions()
-        return any(name.camera in self.cameras and self._spool.has_segments(name) for name in sessions)
+        ours = self._ours()
+        return any(name.camera in ours and self._spool.has_segments(name) for name in self._spool.sessions())
 
     def rejected(self) -> int:
         """Return how many segments of this run the cloud would not take."""

@@ -78,6 +78,10 @@ class Budget:
             self._thread.join(JOIN_SECONDS)
         self._report.flush()
 
+    def expect(self, cameras: int) -> None:
+        """Note that so many cameras write from now on."""
+        self._cameras = cameras
+
     def add(self, size: int) -> None:
         """Note a segment that was just closed: it may have come and gone between two looks."""
         with self._guard:

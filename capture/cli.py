@@ -4,6 +4,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -11,6 +12,8 @@ import click
 
 from capture import __version__
 from capture.config_commands import config
+from capture.discover_commands import discover
+from capture.doctor_commands import doctor
 from capture.errors import RelayError, UsageError
 from capture.operate import COMMANDS
 from capture.redaction import redact
@@ -42,6 +45,13 @@ _CAPTURE_OPTIONS = [
         "--on-refused",
         metavar="stop|hold",
         help="When the cloud refuses the token: stop (exit 77), or hold and go on capturing.",
+    ),
+    click.option(
+        "--web",
+        is_flag=False,
+        flag_value="8090",
+        metavar="[PORT|HOST:PORT]",
+        help="A page with all cameras, on this machine only unless a host is given.  [port: 8090]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Events as NDJSON on standard error."),
     click.option("--verbose", "-v", is_flag=True, help="Say more."),
@@ -98,6 +108,7 @@ def _load(options: dict[str, Any]) -> Any:  # noqa: ANN401 - Settings, imported 
         "--on-refused": options["on_refused"],
         "--spool": options["spool"],
         "--broker": options["broker"],
+        "--web": options["web"],
         "--segment-duration": options["segment_duration"],
         "--fps": options["fps"],
         "--resolution": options["resolution"],
@@ -119,7 +130,7 @@ def run(**options: Any) -> int:  # noqa: ANN401 - click's
     """Capture, and leave the uploading to workers elsewhere."""
     from capture.commands import run_agent  # noqa: PLC0415
 
-    return run_agent(_load(options), as_json=options["as_json"], verbose=options["verbose"])
+    return run_agent(partial(_load, options), as_json=options["as_json"], verbose=options["verbose"])
 
 
 @cli.command()
@@ -143,9 +154,8 @@ def up(concurrency: int, flower: int | None, **options: Any) -> int:  # noqa: AN
     """Everything on one machine: broker, worker, beat and capture."""
     from capture.commands import run_everything  # noqa: PLC0415
 
-    settings = _load(options)
     return run_everything(
-        settings,
+        partial(_load, options),
         concurrency=concurrency,
         flower_port=flower,
         as_json=options["as_json"],
@@ -218,7 +228,7 @@ def demo(seconds: int, outage: str | None, keep: Path | None, *, plain: bool) ->
     return run_demo(seconds=seconds, outage=outage, keep=keep, plain=plain)
 
 
-for _command in (*COMMANDS, config):
+for _command in (*COMMANDS, doctor, discover, config):
     cli.add_command(_command)
 
 __all__ = ["UsageError", "cli", "main"]

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from capture.errors import EXIT_DONE
 from capture.ffmpeg import find_ffmpeg
 from capture.log import configure_logging
 from capture.probe import require_video
+from capture.reload import Reloader
 from capture.runner import StopSignals, live
 from capture.settings import Settings, require_cloud
 from capture.sink import FaultPlan, Sink, SinkEvent
 from capture.spool import Spool
 from capture.stack import Stack
+
+Load = Callable[[], Settings]
 
 log = structlog.get_logger()
 
@@ -38,6 +42,24 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 
+@contextmanager
+def _page(agent: Agent, spool: Spool, ffmpeg: str) -> Iterator[Callable[[], None]]:
+    """Serve the page and the metrics, if they are wanted; gives what the main loop calls each time round."""
+    listen = agent.settings.web.listen
+    if listen is None:
+        yield lambda: None
+        return
+    # Megabytes that an agent without a page saves.
+    from capture.metrics import AgentMetrics  # noqa: PLC0415
+    from capture.web import web_page  # noqa: PLC0415
+
+    with (
+        closing(AgentMetrics(agent, spool)) as metrics,
+        web_page(agent, spool, ffmpeg, listen=listen, pages={"/metrics": metrics.scrape}) as beat,
+    ):
+        yield beat
+
+
 def tell_trouble(settings: Settings) -> None:
     """Log what is wrong with the settings, and keeps nothing or one camera alone from running."""
     for warning in settings.warnings:
@@ -46,29 +68,46 @@ def tell_trouble(settings: Settings) -> None:
         log.error("camera_misconfigured", camera=camera, problems=list(problems), then="the others run")
 
 
-def run_agent(settings: Settings, *, as_json: bool = False, verbose: bool = False) -> int:
-    """`run`: the capture agent alone."""
+def _reloader(settings: Settings, load: Load, *, as_json: bool, verbose: bool) -> Reloader:
+    """Return what reads the settings anew; the log masks the old secrets and the new ones from then on."""
+    secrets = set(settings.secrets())
+
+    def learn(new: Settings) -> None:
+        secrets.update(new.secrets())
+        configure_logging(secrets=secrets, as_json=as_json, verbose=verbose)
+
+    return Reloader(settings, load, learn=learn)
+
+
+def run_agent(load: Load, *, as_json: bool = False, verbose: bool = False) -> int:
+    """`run`: the capture agent alone. `load` reads the settings, now and at each reload."""
+    settings = load()
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
     signals = StopSignals()
     signals.install()
-    return live(Agent(settings, spool, ffmpeg), None, settings, spool, signals)
+    reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
+    agent = Agent(settings, spool, ffmpeg)
+    with _page(agent, spool, ffmpeg) as on_tick:
+        return live(agent, None, settings, spool, signals, on_tick=on_tick, reloader=reloader)
 
 
 def run_everything(
-    settings: Settings,
+    load: Load,
     *,
     concurrency: int,
     flower_port: int | None = None,
     as_json: bool = False,
     verbose: bool = False,
 ) -> int:
-    """`up`: broker, worker, beat, agent, and Flower if wanted."""
+    """`up`: broker, worker, beat, agent, and Flower if wanted. `load` reads the settings."""
+    settings = load()
     own_broker = "url" not in settings.broker.model_fields_set
     if not own_broker:
         ping(settings.broker.url.get_secret_value())
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
     signals = StopSignals()
     signals.install()
+    reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
     with RuntimeDir() as runtime:
         stack = Stack(
             settings,
@@ -82,7 +121,9 @@ def run_everything(
         settings = stack.settings_for_agent(settings)
         if own_broker:
             note_broker(spool, settings.broker.url.get_secret_value())
-        return live(Agent(settings, spool, ffmpeg), stack, settings, spool, signals)
+        agent = Agent(settings, spool, ffmpeg)
+        with _page(agent, spool, ffmpeg) as on_tick:
+            return live(agent, stack, settings, spool, signals, on_tick=on_tick, reloader=reloader)
 
 
 def run_sink(

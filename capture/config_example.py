@@ -31,6 +31,8 @@ token_file = "relay.token"
 #attempt_seconds = 30
 #slowest_uplink = 64000
 #tries = 4
+# The most that all uploads of this host together may take: a rate, or times of the day with a rate for each.
+#max_rate = "08:00-18:00 2Mbit, 18:00-08:00 10Mbit"
 # Authorities to trust instead of the public ones.
 #ca_file = "ca.pem"
 
@@ -52,6 +54,12 @@ path = "/var/spool/relay"
 # Redis or Valkey. `relay-capture up` runs its own unless this is set.
 #url = "redis://127.0.0.1:6379/0"
 #key_prefix = "relay:"
+
+[web]
+# A page with all cameras and the agent's metrics, and a worker's metrics: a port of this machine alone, or
+# HOST:PORT. Off unless set. There is no password.
+#listen = 8090
+#worker_listen = 9108
 
 [defaults]
 # What every camera does unless its own table says otherwise.

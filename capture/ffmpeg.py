@@ -8,7 +8,7 @@ Facts behind the options were tried with ffmpeg 9.0; each stands beside its opti
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from capture.ffmpeg_output import (
     SegmentClosed,
     StdoutParser,
     explain,
+    least_wait,
     parse_segment_line,
 )
 from capture.source import Source, SourceKind
@@ -37,6 +38,7 @@ __all__ = [
     "capture_command",
     "explain",
     "find_ffmpeg",
+    "least_wait",
     "parse_segment_line",
 ]
 
@@ -55,7 +57,10 @@ _ROUNDING_S = 0.001
 class CaptureOptions:
     """How to capture: seconds, frames per second, pixels (width, height).
 
-    `realtime` paces a source that has no pace of its own (a file, the test pattern).
+    `realtime` paces a source that has no pace of its own (a file, the test pattern). `encode` has the video
+    encoded anew where neither rate nor size is asked for. `offset`, below `segment_seconds`, makes the first
+    segment shorter by so much: the cameras of an agent then do not all end a segment in the same moment. It
+    is no difference between two cameras' settings.
     """
 
     segment_seconds: float
@@ -63,6 +68,8 @@ class CaptureOptions:
     resolution: tuple[int, int] | None = None
     audio: Audio = "off"
     realtime: bool = True
+    encode: bool = False
+    offset: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if self.segment_seconds <= 0:
@@ -77,15 +84,19 @@ class CaptureOptions:
     @property
     def transcodes(self) -> bool:
         """Whether a picture is asked for that copying cannot give."""
-        return self.fps is not None or self.resolution is not None
+        return self.encode or self.fps is not None or self.resolution is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An argument list without a secret, and what to write to standard input (it may hold one)."""
+    """An argument list without a secret, and what to write to standard input (it may hold one).
+
+    `begin` is the time of the first frame in seconds, as StdoutParser needs it.
+    """
 
     argv: list[str]
     script: bytes
+    begin: float = 0.0
 
     def __repr__(self) -> str:
         return f"Command(argv={self.argv!r}, script=<{len(self.script)} bytes>)"
@@ -117,12 +128,13 @@ def capture_command(
         # short enough that a pipe keeps it in one piece. Standard error is for trouble alone.
         *("-nostats", "-progress", "pipe:1", "-stats_period", "1"),
         *("-loglevel", "level+warning"),
+        *_shift(options),
         *_input(source, options, platform),
         *_video(source, options, encodes=encodes),
         *_audio(options.audio),
         *_segments(options.segment_seconds, open_dir, first_sequence, encodes=encodes),
     ]
-    return Command(argv, _script(source, options))
+    return Command(argv, _script(source, options), options.offset)
 
 
 def probe_command(ffmpeg: str, source: Source) -> Command:
@@ -136,6 +148,11 @@ def probe_command(ffmpeg: str, source: Source) -> Command:
         *("-abort_on", "empty_output", "-f", "null", "-"),
     ]
     return Command(argv, _script(source, options))
+
+
+def _shift(options: CaptureOptions) -> list[str]:
+    """Let the times begin at the offset: the segment muxer, and our key frames, count from zero."""
+    return ["-itsoffset", f"{options.offset:g}"] if options.offset else []
 
 
 def _input(source: Source, options: CaptureOptions, platform: str) -> list[str]:

@@ -23,11 +23,11 @@ import httpx
 
 from capture.claim import Claim
 from capture.errors import ConfigError
+from capture.limiter import Limit, NoLimit
 from capture.outcome import Kind, Outcome, attempt_seconds, classify, describe
 from capture.settings import IngestSettings
 from capture.source import redact
 
-PIECE = 256 * 1024
 CONNECT_SECONDS = 10.0
 _ANSWER_BYTES = 512
 _REDIRECTS = {307, 308}
@@ -72,10 +72,13 @@ class _Used:
 class Ingest:
     """One keep-alive client of the cloud."""
 
-    def __init__(self, settings: IngestSettings, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, settings: IngestSettings, *, tls: ssl.SSLContext | None = None, limit: Limit | None = None
+    ) -> None:
         if settings.url is None:
             raise ConfigError("no cloud is set; expected its base URL; set RELAY_CLOUD")
         self._settings = settings
+        self._limit = limit or NoLimit()
         self._base = settings.url
         # trust_env off: a proxy or .netrc in somebody's environment must not redirect video or keys,
         # and looking for them costs 20 ms per client.
@@ -93,11 +96,12 @@ class Ingest:
         self._client.close()
 
     def send_segment(
-        self, claim: Claim, token: str, *, answer_seconds: float | None = None
+        self, claim: Claim, token: str, *, answer_seconds: float | None = None, is_live: bool = True
     ) -> tuple[Outcome, str]:
         """POST a segment from its file. Returns the outcome and the SHA-256 (hex) of what was sent.
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
+        `is_live` says whose share of a capped line it takes.
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
@@ -115,7 +119,7 @@ class Ingest:
         }
 
         def body() -> Iterator[bytes]:
-            return _pieces(claim.file, claim.size, deadline)
+            return _pieces(claim.file, claim.size, deadline, self._limit, is_live=is_live)
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
         timeout = httpx.Timeout(min(seconds, answer_seconds or seconds), connect=CONNECT_SECONDS)
@@ -123,7 +127,7 @@ class Ingest:
         return outcome, digest.hexdigest()
 
     def register(self, payload: bytes, token: str) -> Outcome:
-        """POST a camera's registration; any 2xx of the contract is OK."""
+        """POST a camera's registration; 200 and 201 are OK, unless with a web page."""
         headers = {"Content-Type": "application/json", "Content-Length": str(len(payload))}
         return self._request(
             "POST",
@@ -132,6 +136,7 @@ class Ingest:
             headers=headers,
             body=lambda: iter([payload]),
             success=(200, 201),
+            no_page=True,
         )
 
     def end_stream(self, camera: str, token: str) -> Outcome:
@@ -164,6 +169,7 @@ class Ingest:
         headers: dict[str, str],
         body: Callable[[], Iterator[bytes]] | None = None,
         success: tuple[int, ...] | None = None,
+        no_page: bool = False,
         timeout: httpx.Timeout | None = None,
     ) -> Outcome:
         timeout = timeout or httpx.Timeout(self._settings.attempt_seconds, connect=CONNECT_SECONDS)
@@ -186,7 +192,7 @@ class Ingest:
                 target = _redirect_target(url, status, answer.get("location", ""))
                 if target is None:
                     text = redact(text.decode("utf-8", "replace"), [token]).encode()
-                    return classify(status, answer, text, success=allowed)
+                    return classify(status, answer, text, success=allowed, no_page=no_page)
                 url = target
         except _DeadlineError:
             return deadline_passed()
@@ -239,13 +245,14 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
         ) from None
 
 
-def _pieces(file: BinaryIO, size: int, deadline: float) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, size: int, deadline: float, limit: Limit, *, is_live: bool) -> Iterator[bytes]:
     """Yield exactly `size` bytes of a file, so that one that grows or shrinks cannot break the framing."""
     offset = 0
     while offset < size:
-        if time.monotonic() > deadline:
+        length = min(limit.piece(), size - offset)
+        if not limit.wait(length, is_live=is_live, until=deadline):
             raise _DeadlineError
-        piece = os.pread(file.fileno(), min(PIECE, size - offset), offset)
+        piece = os.pread(file.fileno(), length, offset)
         if not piece:
             raise httpx.WriteError("the segment file shrank while it was sent")
         offset += len(piece)

@@ -8,8 +8,10 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from capture.settings import IngestSettings
+from capture.timetable import parse_timetable
 
 HIGHEST_RETRY_AFTER = 3600.0
+SHARERS = 4  # uploads at once, on a capped line
 _TRANSIENT = {408, 425, 429}
 _FATAL = {401, 403}
 _CONFLICT = 409
@@ -46,12 +48,19 @@ def classify(
     body: bytes,
     *,
     success: Collection[int],
+    no_page: bool = False,
     now: datetime | None = None,
 ) -> Outcome:
-    """Return the outcome of an answer. `body` is its first few hundred bytes, quoted in the reason."""
-    if status in success or status == _CONFLICT:
+    """Return the outcome of an answer. `body` is its first few hundred bytes, quoted in the reason.
+
+    With `no_page` a web page is no success, whatever its status: it is a portal's, or a wrong address.
+    """
+    is_page = no_page and headers.get("content-type", "").lower().startswith("text/html")
+    if status in success and not is_page:
         return Outcome(Kind.OK, status, f"HTTP {status}")
     reason = describe(status, body)
+    if status == _CONFLICT:
+        return Outcome(Kind.OK, status, reason)
     if status in _FATAL:
         return Outcome(Kind.FATAL, status, reason)
     if status in _TRANSIENT or status >= _SERVER_ERROR:
@@ -82,5 +91,11 @@ def retry_after(text: str, *, now: datetime | None = None) -> float | None:
 
 
 def attempt_seconds(ingest: IngestSettings, size: int) -> float:
-    """Return the deadline of one attempt: a base, plus what the slowest bearable uplink needs."""
-    return ingest.attempt_seconds + size / float(ingest.slowest_uplink)
+    """Return the deadline of one attempt: a base, plus what the slowest bearable uplink needs.
+
+    A capped line is shared by several uploads: a quarter of the lowest cap may be all that one gets.
+    """
+    slowest = float(ingest.slowest_uplink)
+    if ingest.max_rate is not None:
+        slowest = min(slowest, parse_timetable(ingest.max_rate).slowest / SHARERS)
+    return ingest.attempt_seconds + size / slowest

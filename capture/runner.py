@@ -16,9 +16,12 @@ from capture.errors import (
     RefusedError,
     RelayError,
 )
+from capture.liveness import Liveness
 from capture.outcome import attempt_seconds
+from capture.pulse import pulse_directory
+from capture.reload import Reloader
 from capture.settings import Settings
-from capture.spool import Spool
+from capture.spool import MARKER, Spool
 from capture.stack import Stack
 from capture.words import many
 
@@ -32,17 +35,30 @@ log = structlog.get_logger()
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once."""
+    """SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once.
+
+    SIGHUP asks for a reload; several that come together are one.
+    """
 
     def __init__(self) -> None:
         # A plain flag: a handler that sets an Event can meet the very lock that it interrupted.
         self._asked = False
+        self._reload_asked = False
         self._name = ""
         self.asked_at = 0.0  # monotonic seconds
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+        signal.signal(signal.SIGHUP, self._handle_reload)
+
+    def _handle_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self._reload_asked = True
+
+    def take_reload(self) -> bool:
+        """Tell whether a reload was asked for since the last call."""
+        asked, self._reload_asked = self._reload_asked, False
+        return asked
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._asked:
@@ -79,18 +95,23 @@ def live(
     signals: StopSignals,
     *,
     on_tick: Callable[[], None] = lambda: None,
+    reloader: Reloader | None = None,
 ) -> int:
     """Run until the source ends, a signal comes, or the cloud refuses us; then stop and drain.
 
     Returns 0 when nothing is owed. Raises the RelayError that says otherwise.
     """
+    alive = Liveness(pulse_directory(spool.state), "agent", disk=spool.root / MARKER)
+    on_tick = alive.beating(on_tick)
+    alive.watch()
     if stack is not None:
         stack.start()
     try:
         agent.start()
-        advice = _watch(agent, stack, signals, on_tick)
+        advice = _watch(agent, stack, signals, on_tick, reloader or Reloader(settings))
         if signals.is_asked():
             log.info("stopping", reason=signals.name or "asked")
+        alive.stopping()
         agent.stop()
         if advice is None:
             advice = _drain(agent, stack, settings, signals, on_tick)
@@ -100,6 +121,7 @@ def live(
     finally:
         if stack is not None:
             stack.stop(idle=_is_settled(agent))
+        alive.end()
     return _conclude(agent, spool, advice)
 
 
@@ -123,10 +145,17 @@ def _owed(agent: Agent) -> int:
 
 
 def _watch(
-    agent: Agent, stack: Stack | None, signals: StopSignals, on_tick: Callable[[], None]
+    agent: Agent,
+    stack: Stack | None,
+    signals: StopSignals,
+    on_tick: Callable[[], None],
+    reloader: Reloader,
 ) -> str | None:
     """Wait for the end of it; return the advice if the cloud refused the token."""
     while agent.is_running() and not signals.wait(TICK_SECONDS):
+        agent.attend()
+        if signals.take_reload():
+            reloader.reload(agent, stack)
         if stack is not None:
             stack.check()
         if (advice := agent.refusal()) is not None:

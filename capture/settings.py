@@ -33,6 +33,7 @@ from capture.settings_models import (
     IngestSettings,
     Settings,
     SpoolSettings,
+    WebSettings,
 )
 from capture.settings_problems import Key, Layer, Problem, Value, as_error, problems_of
 from capture.settings_secrets import readable_by_others, resolve
@@ -50,6 +51,7 @@ __all__ = [
     "Reading",
     "Settings",
     "SpoolSettings",
+    "WebSettings",
     "check_token",
     "child_environment",
     "load_settings",

@@ -23,6 +23,7 @@ ENV_SHORT: dict[str, str] = {
     "RELAY_ON_REFUSED": "ingest.on_refused",
     "RELAY_SPOOL": "spool.path",
     "RELAY_BROKER": "broker.url",
+    "RELAY_WEB": "web.listen",
     "RELAY_DRAIN_TIMEOUT": "drain_timeout",
     "RELAY_FFMPEG": "ffmpeg",
 }
@@ -33,6 +34,7 @@ FLAGS: dict[str, str] = {
     "--on-refused": "ingest.on_refused",
     "--spool": "spool.path",
     "--broker": "broker.url",
+    "--web": "web.listen",
     "--segment-duration": "defaults.segment_seconds",
     "--fps": "defaults.fps",
     "--resolution": "defaults.resolution",

@@ -30,6 +30,8 @@ from capture.settings_values import (
     CloudUrl,
     FilePath,
     Fps,
+    Listen,
+    MaxRate,
     OnRefused,
     Resolution,
     Seconds,
@@ -71,6 +73,7 @@ class IngestSettings(_Section):
     on_refused: OnRefused = "stop"
     attempt_seconds: Annotated[Seconds, Field(ge=1, le=600)] = 30.0
     slowest_uplink: Annotated[ByteSize, Field(ge=1000)] = ByteSize(64_000)
+    max_rate: MaxRate | None = None
     tries: Annotated[int, Field(ge=1, le=10)] = 4
     ca_file: FilePath | None = None
     hold_probe_every: Annotated[Seconds, Field(ge=1)] = 30.0
@@ -94,6 +97,13 @@ class BrokerSettings(_Section):
 
     url: BrokerUrl = SecretStr("redis://127.0.0.1:6379/0")
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:{}-]*$", max_length=64)] = ""
+
+
+class WebSettings(_Section):
+    """Where the agent serves its page and metrics, and a worker its metrics: HOST:PORT; None is off."""
+
+    listen: Listen | None = None
+    worker_listen: Listen | None = None
 
 
 class CameraDefaults(_Section):
@@ -168,6 +178,7 @@ class Settings(_Section):
     ingest: IngestSettings = IngestSettings()
     spool: SpoolSettings = SpoolSettings()
     broker: BrokerSettings = BrokerSettings()
+    web: WebSettings = WebSettings()
     defaults: CameraDefaults = CameraDefaults()
     cameras: dict[CameraId, CameraSettings] = {}
     drain_timeout: Annotated[float, BeforeValidator(seconds), Field(ge=0, le=3600)] = 10.0
@@ -218,7 +229,7 @@ class Settings(_Section):
     def worker_environment(self) -> dict[str, str]:
         """Return the variables that give a worker these settings; no camera source is among them."""
         found = {}
-        for section in ("ingest", "spool", "broker"):
+        for section in ("ingest", "spool", "broker", "web"):
             model: BaseModel = getattr(self, section)
             for key, value in model:
                 if value is not None:

@@ -11,14 +11,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from capture.errors import RelayError
 from capture.segment import is_camera_id
 from capture.source import parse_source
+from capture.timetable import parse_timetable
 
 EXAMPLE_CLOUD = "https://cloud.example.com"
 CAMERA_ID_RULE = "expected 1 to 64 ASCII letters, digits, '_', '.' or '-', beginning with a letter or digit"
 LONGEST_NAME = 200  # characters
+LOOPBACK = "127.0.0.1"
+LAST_PORT = 65535
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>ms|s|m|h|d)?\s*")
 _RESOLUTION = re.compile(r"(?P<width>[0-9]{2,5})x(?P<height>[0-9]{2,5})")
+_LISTEN = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):)?(?P<port>[0-9]{1,5})")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -118,6 +122,23 @@ def split_broker_url(url: str) -> SplitResult:
     return parts
 
 
+def _listen(value: object) -> object:
+    """Read ``8090``, ``"8090"``, ``"192.0.2.7:8090"`` or ``"[::1]:8090"`` as HOST:PORT."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    match = _LISTEN.fullmatch(value.strip())
+    if match is None or int(match["port"]) > LAST_PORT:
+        raise ValueError("expected PORT or HOST:PORT, like 8090 or 192.0.2.7:8090 (port 0: any free one)")
+    return f"{match['host'] or LOOPBACK}:{int(match['port'])}"
+
+
+def _max_rate(value: str) -> str:
+    parse_timetable(value)
+    return value
+
+
 def _success_code(value: int) -> int:
     if not 200 <= value <= 299:  # noqa: PLR2004 - what a success is called in HTTP
         raise ValueError("a success code lies between 200 and 299")
@@ -160,4 +181,6 @@ Token = Annotated[SecretStr, AfterValidator(_token)]
 SourceText = Annotated[SecretStr, AfterValidator(_source)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
 FilePath = Annotated[Path, AfterValidator(_path)]
+MaxRate = Annotated[str, AfterValidator(_max_rate)]
+Listen = Annotated[str, BeforeValidator(_listen)]
 SuccessCode = Annotated[int, AfterValidator(_success_code)]

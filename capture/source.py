@@ -130,6 +130,10 @@ class Source:
         login = f"{self._login.encoded}@" if self._login else ""
         return f"{self._head}{login}{self._host}{self._rest}"
 
+    def without_login(self) -> "Source":
+        """Return this source without user and password; what secrets its path or query holds stay."""
+        return replace(self, _login=None)
+
     def with_login(self, user: str, password: str | None) -> "Source":
         """Return this source with a login, taken as it is: nothing in it is read as an escape.
 
@@ -189,6 +193,11 @@ class Source:
     def scheme(self) -> str:
         """The scheme of a network source (rtsp, rtsps, http, https); empty for the others."""
         return self._head.removesuffix("://") if self._host else ""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of a network source; an IPv6 host in brackets."""
+        return self._host_and_port()
 
     @property
     def is_finite(self) -> bool:

@@ -20,6 +20,7 @@ WORKER_GRACE_SECONDS = 1.5
 OTHER_GRACE_SECONDS = 0.5
 IDLE_GRACE_SECONDS = 0.2
 BROKER_RESTART_SECONDS = 2.0
+TOKEN_FILES = "RELAY_INGEST__TOKEN_FILES"  # noqa: S105 - a name
 
 log = structlog.get_logger()
 
@@ -85,6 +86,14 @@ class Service:
         if age is not None and age > STUCK_SECONDS:
             log.error("service_stuck", service=self.name, seconds=round(age), then="it is started anew")
             child.kill_group()
+
+    def renew(self, grace: float) -> None:
+        """End it and start it at once, with what `start` gives it now."""
+        if self.state is not State.RUNNING or self._child is None:
+            return
+        self._child.stop(grace)
+        self._child.close()
+        self.start()
 
     def ask_to_stop(self) -> None:
         if self._child is not None and self.state is State.RUNNING:
@@ -153,6 +162,15 @@ class Stack:
         if self._broker is not None:
             found["broker"] = self._broker.pid
         return {name: pid for name, pid in found.items() if pid is not None}
+
+    def use_token_files(self, settings: Settings) -> None:
+        """Give the worker the cameras' token files as they are now; it is renewed if they changed."""
+        files = settings.worker_environment()[TOKEN_FILES]
+        if files == self._environment[TOKEN_FILES]:
+            return
+        self._environment[TOKEN_FILES] = files
+        log.info("worker_renewed", reason="the cameras' token files changed")
+        self._services["worker"].renew(WORKER_GRACE_SECONDS)
 
     def start(self) -> None:
         """Start everything; only the broker is waited for, a tenth of a second."""

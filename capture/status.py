@@ -6,10 +6,9 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from itertools import chain
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,23 +17,27 @@ from capture.broker_note import with_broker_of
 from capture.errors import ConfigError
 from capture.gate import FAILURES_TO_OPEN, Gate
 from capture.handoff import BACKLOG, LIVE
-from capture.journal import Entry, Event, parse_entry
 from capture.retention import default_min_free
-from capture.segment import SegmentName, SessionName, rfc3339
+from capture.segment import SessionName, open_name, rfc3339
 from capture.settings import Settings, SpoolSettings, read_token
 from capture.source import redact
-from capture.spool import REJECTED, SESSION_LOCK, Spool, read_json
+from capture.spool import OPEN, REJECTED, SESSION_LOCK, Spool, read_json
+from capture.status_journal import TAIL_BYTES, Gaps, Journals, read_recent, summarise
 
-WINDOW_SECONDS = 300.0
-TAIL_BYTES = 256 * 1024  # of a camera's journal: about a thousand lines
-SHORTEST_SPAN = 10.0
+__all__ = ["TAIL_BYTES", "CameraStatus", "Gaps", "Status", "read_recent", "read_status", "summarise", "watch"]
+
+QUIET_SECONDS = 15.0  # within which a camera that gives nothing is noticed
 
 State = Literal["recording", "ended", "interrupted", "never ran"]
 
 
 @dataclass(frozen=True)
 class CameraStatus:
-    """One camera. Ages and times in seconds; None where there is nothing to measure."""
+    """One camera. Ages and times in seconds; None where there is nothing to measure.
+
+    `words` says how it is to a person: its `state`, or "starting", "no video" or "switched off".
+    ``writing_age`` is how long ago ffmpeg wrote to the segment that is open.
+    """
 
     id: str
     configured: bool
@@ -49,6 +52,10 @@ class CameraStatus:
     closed_bytes_per_second: float = 0.0
     delivered_bytes_per_second: float = 0.0
     last_delivered_age: float | None = None
+    name: str | None = None
+    words: str = ""
+    writing_age: float | None = None
+    gaps: Gaps = field(default_factory=Gaps)
 
 
 @dataclass(frozen=True)
@@ -101,13 +108,17 @@ class Status:
         return {"format": 1, **asdict(self)}
 
 
-def read_status(spool: Spool, settings: Settings) -> Status:
-    """Look once. Raises OSError when the spool cannot be read."""
+def read_status(spool: Spool, settings: Settings, journals: Journals | None = None) -> Status:
+    """Look once. Raises OSError when the spool cannot be read.
+
+    Whoever looks again and again keeps the `journals`: they are then read as far as they grew.
+    """
+    journals = journals or Journals()
     sessions: dict[str, list[SessionName]] = {}
     for name in spool.sessions():
         sessions.setdefault(name.camera, []).append(name)
     ids = sorted({*sessions, *settings.cameras, *spool.journal.cameras()})
-    cameras = tuple(_camera(spool, settings, each, sessions.get(each, [])) for each in ids)
+    cameras = tuple(_camera(spool, settings, each, sessions.get(each, []), journals) for each in ids)
     closed = sum(camera.closed_bytes_per_second for camera in cameras)
     delivered = sum(camera.delivered_bytes_per_second for camera in cameras)
     owed_bytes = sum(camera.owed_bytes for camera in cameras)
@@ -124,8 +135,8 @@ def read_status(spool: Spool, settings: Settings) -> Status:
         drain_seconds=_time_for(owed_bytes, delivered - closed),
         full_in_seconds=_time_for(left, closed - delivered),
         full_in_seconds_without_uploads=_time_for(left, closed),
-        broker=_broker(with_broker_of(spool, settings), is_set="url" in settings.broker.model_fields_set),
-        ingest=_ingest(spool, settings, cameras),
+        broker=read_broker(spool, settings),
+        ingest=read_ingest(spool, settings, _youngest(camera.last_delivered_age for camera in cameras)),
         cameras=cameras,
     )
 
@@ -149,16 +160,21 @@ def _time_for(amount: float, rate: float) -> float | None:
 # --- cameras ---------------------------------------------------------------------------------------
 
 
-def _camera(spool: Spool, settings: Settings, camera: str, sessions: list[SessionName]) -> CameraStatus:
+def _camera(
+    spool: Spool, settings: Settings, camera: str, sessions: list[SessionName], journals: Journals
+) -> CameraStatus:
     now = spool.clock.now()
-    recent = read_recent(spool.journal.directory / camera, now)
+    recent = journals.recent(spool.journal.directory / camera, now)
+    state = _state(spool, sessions, has_history=recent.last_closed is not None)
+    set_up = settings.cameras.get(camera)
+    writing_age = _writing_age(spool, sessions[-1]) if state == "recording" else None
     debt = _debt(spool, sessions)
     ends = [debt.newest] if debt.newest else []
     ends += [recent.last_closed.end] if recent.last_closed else []
     return CameraStatus(
         camera,
         configured=camera in settings.cameras,
-        state=_state(spool, sessions, has_history=recent.last_closed is not None),
+        state=state,
         sessions=len(sessions),
         newest_segment_end=rfc3339(max(ends)) if ends else None,
         newest_segment_age=_age(now, max(ends, default=None)),
@@ -169,7 +185,42 @@ def _camera(spool: Spool, settings: Settings, camera: str, sessions: list[Sessio
         closed_bytes_per_second=recent.closed_bytes_per_second,
         delivered_bytes_per_second=recent.delivered_bytes_per_second,
         last_delivered_age=_age(now, recent.last_delivered),
+        name=set_up.name if set_up else None,
+        words=_state_words(
+            spool,
+            state,
+            sessions,
+            video_age=_youngest([writing_age, _age(now, max(ends, default=None))]),
+            is_off=bool(set_up and not set_up.enabled),
+        ),
+        writing_age=writing_age,
+        gaps=recent.gaps,
     )
+
+
+def _writing_age(spool: Spool, session: SessionName) -> float | None:
+    """Return how long ago the open segment grew; None where none is open."""
+    numbers = spool.open_segments(session)
+    if not numbers:
+        return None
+    try:
+        written_at = (spool.session_path(session) / OPEN / open_name(numbers[-1])).lstat().st_mtime
+    except FileNotFoundError:  # closed meanwhile
+        return 0.0
+    return round(max(0.0, spool.clock.time() - written_at), 3)
+
+
+def _state_words(
+    spool: Spool, state: State, sessions: list[SessionName], *, video_age: float | None, is_off: bool
+) -> str:
+    """Say how a camera is. A session that lives says only that its agent does."""
+    if state != "recording":
+        return "switched off" if is_off else state
+    if video_age is not None and video_age <= QUIET_SECONDS:
+        return "recording"
+    # A session's id begins with its start, and sorts as the times do.
+    lately = f"{spool.clock.now() - timedelta(seconds=QUIET_SECONDS):%Y%m%dT%H%M%SZ}"
+    return "starting" if sessions[-1].id >= lately else "no video"
 
 
 @dataclass
@@ -229,75 +280,13 @@ def _lives(spool: Spool, name: SessionName, info: Mapping[str, Any]) -> bool:
     return False
 
 
-# --- the journal's last minutes --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recent:
-    """What the end of a camera's journal tells."""
-
-    last_closed: SegmentName | None
-    last_delivered: datetime | None
-    closed_bytes_per_second: float
-    delivered_bytes_per_second: float
-
-
-def read_recent(directory: Path, now: datetime) -> Recent:
-    """Read the last lines of a camera's two newest journal files: never more than twice `TAIL_BYTES`."""
-    paths = sorted(directory.glob("????-??-??.jsonl"))[-2:]
-    return summarise(chain.from_iterable(map(_tail, paths)), now)
-
-
-def summarise(entries: Iterator[Entry], now: datetime) -> Recent:
-    """Return the last segments and the rates over `WINDOW_SECONDS`, or over what the entries span. Pure."""
-    sums = {"closed": 0, "delivered": 0}
-    last_closed: SegmentName | None = None
-    last_delivered: datetime | None = None
-    span = 0.0
-    for entry in entries:
-        moment = _moment(entry)
-        if entry.event is None or moment is None:
-            continue
-        age = (now - moment).total_seconds()
-        in_window = age <= WINDOW_SECONDS
-        span = max(span, min(age, WINDOW_SECONDS))
-        size = entry.fields.get("bytes")
-        size = size if in_window and isinstance(size, int) else 0
-        if entry.event in {Event.CLOSED, Event.RECOVERED}:
-            last_closed = SegmentName.parse(str(entry.fields.get("segment"))) or last_closed
-            sums["closed"] += size
-        elif entry.event is Event.DELIVERED:
-            last_delivered = moment
-            sums["delivered"] += size
-    rates = {key: round(value / max(span, SHORTEST_SPAN), 1) for key, value in sums.items()}
-    return Recent(last_closed, last_delivered, rates["closed"], rates["delivered"])
-
-
-def _tail(path: Path) -> Iterator[Entry]:
-    try:
-        with path.open("rb") as file:
-            start = max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES)
-            file.seek(start)
-            lines = file.read(TAIL_BYTES).split(b"\n")
-    except FileNotFoundError:
-        return
-    for number, line in enumerate(lines[1:] if start else lines):
-        if line:
-            yield parse_entry(line, path, number)
-
-
-def _moment(entry: Entry) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(str(entry.fields.get("t")))
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else None
-
-
 # --- the others ------------------------------------------------------------------------------------
 
 
-def _broker(settings: Settings, *, is_set: bool) -> BrokerStatus:
+def read_broker(spool: Spool, settings: Settings) -> BrokerStatus:
+    """Ask the broker, within a second."""
+    is_set = "url" in settings.broker.model_fields_set
+    settings = with_broker_of(spool, settings)
     url = settings.broker.url.get_secret_value()
     try:
         queues = queue_lengths(url, [LIVE, BACKLOG], settings.broker.key_prefix, timeout=1.0)
@@ -316,9 +305,13 @@ def _shown(url: str) -> str:
         return "(malformed)"
 
 
-def _ingest(spool: Spool, settings: Settings, cameras: tuple[CameraStatus, ...]) -> IngestStatus:
-    ages = [camera.last_delivered_age for camera in cameras if camera.last_delivered_age is not None]
-    last = min(ages, default=None)
+def _youngest(ages: Iterable[float | None]) -> float | None:
+    return min((age for age in ages if age is not None), default=None)
+
+
+def read_ingest(spool: Spool, settings: Settings, last_delivered_age: float | None = None) -> IngestStatus:
+    """Look at what the workers noted about the cloud, beside the age of the last delivery in seconds."""
+    last = last_delivered_age
     refusal = _refusal(spool, settings, last)
     if refusal is not None:
         since, reason, advice = (_text(refusal.get(key)) for key in ("time", "reason", "advice"))

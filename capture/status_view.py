@@ -8,32 +8,49 @@ from capture.log import printable
 from capture.status import BrokerStatus, CameraStatus, IngestStatus, Status
 from capture.words import bytes_text, many, seconds_text
 
-_COLUMNS = ("camera", "state", "newest", "owed", "oldest", "rejected", "in", "out")
+_COLUMNS = ("camera", "state", "newest", "owed", "oldest", "rejected", "in", "out", "gaps in 24 h")
+# The words alone tell the states apart; colour only helps, and rich leaves it out where it does not belong.
+_STYLES = {
+    "recording": "green",
+    "starting": "cyan",
+    "no video": "bold red",
+    "interrupted": "yellow",
+    "never ran": "yellow",
+    "switched off": "dim",
+    "ended": "dim",
+}
 
 
 def view(status: Status) -> RenderableType:
-    """Return the status as a table and a few lines."""
+    """Return the status as a table and a few lines. Columns that would say nothing stay away."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _COLUMNS:
-        table.add_column(name, overflow="fold", no_wrap=name != "camera")
+    left_out = set() if status.owed else {"oldest"}
+    left_out |= set() if status.rejected else {"rejected"}
+    chosen = [index for index, name in enumerate(_COLUMNS) if name not in left_out]
+    for name in (_COLUMNS[index] for index in chosen):
+        # What a narrow terminal folds; the rest stays in one piece.
+        folds = name in {"camera", "newest", "owed", "gaps in 24 h"}
+        table.add_column(name, overflow="fold", no_wrap=not folds, min_width=6 if folds else None)
     for camera in status.cameras:
-        table.add_row(*_row(camera))
+        row = _row(camera)
+        table.add_row(*(row[index] for index in chosen))
     rows: list[RenderableType] = [table] if status.cameras else [Text("no camera yet")]
     return Group(*rows, *(Text(printable(line)) for line in _lines(status)))
 
 
-def _row(camera: CameraStatus) -> tuple[str, ...]:
+def _row(camera: CameraStatus) -> tuple[str | Text, ...]:
     owed = f"{camera.owed} ({bytes_text(camera.owed_bytes)})" if camera.owed else "0"
     age = camera.newest_segment_age
     return (
         camera.id,
-        camera.state,
+        Text(camera.words, _STYLES.get(camera.words, "")),
         "-" if age is None else seconds_text(age),
         owed,
         seconds_text(camera.oldest_owed_age),
         str(camera.rejected),
         f"{bytes_text(camera.closed_bytes_per_second)}/s",
         f"{bytes_text(camera.delivered_bytes_per_second)}/s",
+        f"{camera.gaps.count}, {seconds_text(camera.gaps.seconds)}" if camera.gaps.count else "0",
     )
 
 

@@ -16,12 +16,15 @@ from capture.gate import SLOWEST_PROBE_SECONDS, Change, Gate
 from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
 from capture.lanes import Lanes
+from capture.limiter import Limiter
 from capture.outcome import Outcome
 from capture.recovery import Shortlist
 from capture.settings import Settings, read_token
 from capture.spool import Spool
+from capture.timetable import parse_timetable
 from tasks.celery import app, settings
 from tasks.memory import Memory
+from tasks.metrics import metering
 
 LEFT_SECONDS = 2.0
 NOT_MOUNTED = "the spool is not mounted"
@@ -40,6 +43,8 @@ class Worker:
         self.memory = Memory(app, self.spool.id)
         self.lanes = Lanes(self.spool.state)
         self.shortlist = Shortlist(self.spool)
+        self.meter = metering.meter()
+        self.meter.watch(self.spool.journal)
         self._left_at = float("-inf")
         self._is_mounted = True
         self._tls: ssl.SSLContext | None = None
@@ -51,8 +56,12 @@ class Worker:
         if self._ingest is None:
             # Reading the authorities takes 20 ms: once per process, also when the client is dropped.
             self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
-            self._ingest = Ingest(self.settings.ingest, tls=self._tls)
+            self._ingest = Ingest(self.settings.ingest, tls=self._tls, limit=self._limit())
         return self._ingest
+
+    def _limit(self) -> Limiter | None:
+        rate = self.settings.ingest.max_rate
+        return None if rate is None else Limiter(self.spool.state, parse_timetable(rate))
 
     def is_mounted(self) -> bool:
         """Tell whether the spool is there; says so when that changes."""

@@ -138,6 +138,33 @@ def test_a_dead_address_answers_no_syn(dead_ip):
         socket.create_connection((dead_ip.host, dead_ip.port), timeout=1)
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "answer"),
+    [
+        ("closes", lambda text: text == b""),
+        ("garbage", lambda text: text and not text.startswith(b"RTSP")),
+        ("trickle", lambda text: text == b"R"),
+        ("web", lambda text: text.startswith(b"HTTP/1.1 200")),
+    ],
+    ids=["closes", "garbage", "trickle", "web"],
+)
+def test_an_odd_port_answers_oddly(odd_port, behaviour, answer):
+    port = odd_port(behaviour)
+    with socket.create_connection((port.host, port.port), timeout=10) as client:
+        if behaviour != "closes":
+            client.sendall(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n")
+        assert answer(client.recv(1000))
+    assert len(port.calls) == 1
+
+
+def test_a_silent_port_takes_what_is_said_and_answers_nothing(odd_port):
+    port = odd_port("silent")
+    with socket.create_connection((port.host, port.port), timeout=0.5) as client:
+        client.sendall(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+
+
 @pytest.mark.parametrize(("form", "codec"), [("mpegts", "h264"), ("mjpeg", "mjpeg")])
 def test_an_http_stream_has_no_end_but_can_be_refused(http_camera, form, codec):
     camera = http_camera(form)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.cameras.recording import picture_numbers
+from tests.cameras.recording import Recording, picture_numbers
 
 MARK = "Zq7xKv"  # in every password: letters and digits survive any escaping
 PASSWORD = f"p@ss: {MARK}w'o\"r\\d/%?#&ü€="
@@ -51,8 +51,7 @@ def test_a_password_that_was_changed_is_named_as_the_cause_and_capture_goes_on_w
     camera.restart(password=f"{MARK} old")
     recording.wait_segments(1, since=recording.wait_logged("capture_running", since=changed)["at"])
     (gap,) = recording.gaps()
-    # The first thing that was seen of it, or the last: both are true.
-    assert gap["cause"] in CLOSED | {"the camera refuses user or password (401)"}
+    assert tells(gap, *CLOSED, "the camera refuses user or password (401)")
     assert "401 Unauthorized" in str(entries)  # ffmpeg's own words are among them
     assert_shown_nowhere(str(entries))
 
@@ -70,11 +69,17 @@ def test_a_password_that_was_changed_is_named_as_the_cause_and_capture_goes_on_w
 def test_no_frame_is_lost_or_doubled_at_the_borders_of_segments(rtsp_camera, record, options):
     camera = rtsp_camera(**options)
     recording = record(camera.url)
-    recording.wait_segments(3)
-    recording.stop()
+    recording.wait_segments(2)
+    recording.stop()  # a third one is cut short
     numbers = picture_numbers(recording.ffmpeg, recording.files())
-    assert len(numbers) > 2.5 * options.get("fps", 10)
+    assert len(recording.files()) >= 2
+    assert len(numbers) >= 2 * options.get("fps", 10)
     assert numbers == [(numbers[0] + place) % LOOP for place in range(len(numbers))]
+
+
+def tells(gap, *causes):
+    """Whether one of them is told: the first that was seen of it, or the last, or both are true."""
+    return any(cause in gap["cause"] for cause in causes)
 
 
 def moment(text):
@@ -94,7 +99,7 @@ def test_a_camera_that_was_killed_and_comes_back_leaves_one_gap_with_its_times_a
     back = datetime.now().astimezone()
     recording.wait_segments(2, since=recording.wait_logged("capture_running", since=killed_at)["at"])
     (gap,) = recording.gaps()
-    assert gap["cause"] in CLOSED | {"nothing listens at host and port"}
+    assert tells(gap, *CLOSED, "nothing listens at host and port")
     start, end = moment(gap["start"]), moment(gap["end"])
     assert gap["seconds"] == pytest.approx((end - start).total_seconds(), abs=0.002)
     assert abs((start - killed).total_seconds()) < 2.0
@@ -119,7 +124,6 @@ def test_a_camera_that_refuses_sessions_is_asked_again_until_it_takes_one(rtsp_c
     recording.wait_segments(1)
 
 
-@pytest.mark.xfail(strict=True, reason="the cause is told as 'the camera does not understand the request'")
 def test_a_camera_without_video_is_told_from_one_that_does_not_answer(rtsp_camera, record):
     recording = record(rtsp_camera(codec="none", audio="pcma").url)
     assert "no video" in recording.wait_logged("capture_interrupted")["reason"]
@@ -128,14 +132,15 @@ def test_a_camera_without_video_is_told_from_one_that_does_not_answer(rtsp_camer
 def pictures(ffmpeg, path):
     """Return the codec and the sizes of what a decoder finds in a segment."""
     command = [ffmpeg, "-nostdin", "-hide_banner", "-i", path, "-f", "null", "-"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    said = done.stderr
+    assert done.returncode == 0, said
     codec = re.search(r"Stream #0:0.*Video: (\w+)", said)
     sizes = re.findall(r"(?:Video: .*?, |changed to .*?, )(\d+x\d+)", said.partition("Output #0")[0])
     sizes += re.findall(r"changed to .*?, (\d+x\d+)", said)
     return codec[1] if codec else None, set(sizes)
 
 
-@pytest.mark.xfail(strict=True, reason="one session goes on, and in the stream one segment holds both")
 @pytest.mark.parametrize("how", ["size-in-the-stream", "size-after-a-restart", "codec-after-a-restart"])
 def test_a_switch_of_size_or_codec_begins_a_new_session_and_no_segment_holds_both(rtsp_camera, record, how):
     camera = rtsp_camera()
@@ -158,11 +163,11 @@ def test_a_switch_of_size_or_codec_begins_a_new_session_and_no_segment_holds_bot
     assert list(by_session.values()) == [{("h264", "320x180")}, {(codec, size)}]
 
 
-@pytest.mark.xfail(strict=True, reason="MPEG-TS has no MJPEG: copied, no player finds video in it")
 def test_pictures_of_an_mjpeg_camera_can_be_played(rtsp_camera, record):
     recording = record(rtsp_camera(codec="mjpeg", size="320x192").url)
-    recording.wait_segments(2)
-    codec, sizes = pictures(recording.ffmpeg, recording.files()[0])
+    encoded = recording.wait_logged("video_not_carried")["at"]
+    recording.wait_segments(1, since=recording.wait_logged("capture_running", since=encoded)["at"])
+    codec, sizes = pictures(recording.ffmpeg, recording.files()[-1])
     assert codec
     assert sizes == {"320x192"}
 
@@ -178,3 +183,17 @@ def test_an_endless_http_stream_is_captured_and_taken_up_again_when_it_was_close
     assert len(recording.gaps()) == 1
     assert camera.requests == 2
     assert all(pictures(recording.ffmpeg, path) == ("h264", {"320x180"}) for path in recording.files())
+
+
+def test_a_camera_whose_key_frames_are_far_apart_is_captured_and_warned_of_once(
+    rtsp_camera, entries, tmp_path
+):
+    camera = rtsp_camera(key_seconds=4.0, loop_seconds=8.0)
+    with Recording(tmp_path / "far", camera.url, entries, "far", 0.5) as recording:
+        recording.wait_segments(3)
+    (warning,) = recording.logged("key_frames_far_apart")
+    assert warning["seconds"] >= 1.0
+    assert recording.logged("capture_interrupted") == []
+    assert [round(segment.duration) for segment in recording.segments()[:3]] == [4, 4, 4]
+    numbers = picture_numbers(recording.ffmpeg, recording.files())
+    assert numbers == [(numbers[0] + place) % 80 for place in range(len(numbers))]

@@ -1,8 +1,10 @@
 """The status of real directories under a stepped clock, and its words."""
 
 import json
+import os
 
 import pytest
+from rich.console import Console
 
 from capture.audit_spool import cameras
 from capture.broker_note import note_broker, with_broker_of
@@ -13,6 +15,7 @@ from capture.outcome import Kind, Outcome
 from capture.settings import load_settings
 from capture.spool import Spool
 from capture.status import TAIL_BYTES, read_recent, read_status, summarise
+from capture.status_view import view
 from capture.words import bytes_text, many, seconds_text
 from tests.conftest import PACKET, add_segment, start_session
 
@@ -179,8 +182,9 @@ def test_the_json_is_stable(spool):
     assert list(found["cameras"][0]) == [
         *("id", "configured", "state", "sessions", "newest_segment_end", "newest_segment_age", "owed"),
         *("owed_bytes", "oldest_owed_age", "rejected", "closed_bytes_per_second"),
-        *("delivered_bytes_per_second", "last_delivered_age"),
+        *("delivered_bytes_per_second", "last_delivered_age", "name", "words", "writing_age", "gaps"),
     ]
+    assert list(found["cameras"][0]["gaps"]) == ["since", "count", "seconds", "last", "slots"]
 
 
 def test_a_note_about_a_broker_that_is_gone_is_ignored(spool, tmp_path):
@@ -221,3 +225,58 @@ def test_amounts_read_well():
         *("0 B", "999 B", "1 kB", "1.23 MB", "35 GB", "2 TB"),
     ]
     assert (many(1, "gap"), many(0, "gap")) == ("1 gap", "0 gaps")
+
+
+def shown(spool, *, width, terminal=False):
+    console = Console(width=width, force_terminal=terminal, color_system="standard" if terminal else None)
+    with console.capture() as captured:
+        console.print(view(read_status(spool, settings_of())))
+    return captured.get()
+
+
+@pytest.mark.parametrize(("owes", "words"), [(0, "starting"), (3, "recording")])
+def test_a_narrow_terminal_still_tells_all_cameras_and_their_states(spool, owes, words):
+    with start_session(spool, "north-gate") as session:
+        for number in range(1, owes + 1):
+            add_segment(session, number)
+        lines = shown(spool, width=80).splitlines()
+
+    assert all(len(line) <= 80 for line in lines)
+    assert any(line.startswith("north") and words in line for line in lines)
+    assert ("oldest" in lines[0], "gaps" in lines[0]) == (bool(owes), True)
+
+
+def test_states_have_words_and_colour_only_on_a_terminal(spool, clock):
+    with start_session(spool):
+        clock.step(60)
+        assert "no video" in shown(spool, width=100)
+        assert "\x1b[" not in shown(spool, width=100)
+        assert "\x1b[1;31mno video" in shown(spool, width=100, terminal=True)
+
+
+def test_a_session_without_video_is_not_called_recording(spool, clock):
+    def words():
+        return read_status(spool, settings_of()).cameras[0].words
+
+    with start_session(spool) as session:
+        path = session.open_directory / "00000001.ts"
+        assert words() == "starting"
+        clock.step(60)
+        assert words() == "no video"
+        path.write_bytes(PACKET)
+        os.utime(path, (clock.time() - 1, clock.time() - 1))
+        assert words() == "recording"
+        clock.step(60)
+        assert words() == "no video"
+    assert words() == "interrupted"
+
+
+def test_a_camera_that_is_switched_off_says_so(tmp_path, spool):
+    (tmp_path / "relay.toml").write_text(
+        '[cameras.attic]\nsource = "test:"\nenabled = false\nname = "Attic"\n'
+    )
+    settings = load_settings(environ={"RELAY_BROKER": NOWHERE}, config=tmp_path / "relay.toml")
+
+    (camera,) = read_status(spool, settings).cameras
+
+    assert (camera.words, camera.state, camera.name) == ("switched off", "never ran", "Attic")

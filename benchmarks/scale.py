@@ -1,0 +1,129 @@
+"""Many simulated cameras on this machine: real sessions, files, journal and messages; only ffmpeg is missing.
+
+    python -m benchmarks.scale [--cameras 100,300,1000] [--segment 10] [--size 64KiB] [--seconds 40]
+
+Every camera closes a segment in each segment length, evenly spread, as staggered cameras do. A worker with
+`--processes` sends them to an ingest that only discards. For each number of cameras: the segments a second
+asked for and delivered, close-to-confirmed times, and the CPU milliseconds per segment of worker, agent's
+part and broker. Every segment costs three syncs: file, directory, and the line "delivered".
+"""
+
+import argparse
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.backlog import video
+from benchmarks.figures import environment, environment_lines, percentile, table, write_figures
+from benchmarks.processes import cpu_between, usage_of_tree
+from benchmarks.relay import wait_until
+from benchmarks.upload_path import Bench, bench, parse_size, waits, worker
+from capture.handoff import Publisher, publisher_app, upload_message
+from capture.segment import open_name
+from capture.session import Session
+from capture.source import parse_source
+from capture.spool import Spool
+
+WAIT_SECONDS = 120.0
+
+
+def close_all(
+    bench: Bench, publisher: Publisher, names: list[str], *, content: bytes, segment: float, seconds: float
+) -> tuple[int, float]:
+    """Have each camera close a segment in every `segment` seconds; return how many, and how long all took."""
+    spool = Spool.open(bench.folder / "spool")
+    source = parse_source("test:")
+    count = 0
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(
+                Session.start(spool, name, display_name=name, source=source, segment_seconds=segment)
+            )
+            for name in names
+        ]
+        begin = time.monotonic()
+        while (due := begin + count * segment / len(names)) < begin + seconds:
+            time.sleep(max(0.0, due - time.monotonic()))
+            sequence, number = count // len(names) + 1, count % len(names)
+            session = sessions[number]
+            (session.open_directory / open_name(sequence)).write_bytes(content)
+            owed = session.close_segment(sequence, spool.clock.now(), segment)
+            assert owed is not None  # noqa: S101 - it holds video
+            publisher.send(upload_message(bench.settings.ingest, session.name, owed.segment, owed.size))
+            count += 1
+        wait_until(
+            lambda: not any(spool.has_segments(each.name) for each in sessions),
+            seconds=WAIT_SECONDS,
+            what="all was delivered",
+        )
+        took = time.monotonic() - begin
+        for session in sessions:
+            session.end()
+    return count, took
+
+
+def measure(
+    bench: Bench, process: psutil.Process, cameras: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    names = [f"n{cameras}-{number}" for number in range(cameras)]
+    publisher = Publisher(publisher_app(bench.settings))
+    publisher.start()
+    broker = psutil.Process(bench.broker_pid)
+    before, own, served = usage_of_tree(process), time.process_time(), sum(broker.cpu_times()[:2])
+    count, took = close_all(
+        bench, publisher, names, content=video(options.size), segment=options.segment, seconds=options.seconds
+    )
+    after, own_after = usage_of_tree(process), time.process_time()
+    publisher.close(5)
+    spool = Spool.open(bench.folder / "spool")
+    times = [each for name in names for each in waits(spool, name)]
+    return {
+        "cameras": cameras,
+        "asked": cameras / options.segment,
+        "delivered": count / took,
+        "segments": count,
+        "p50_ms": percentile(times, 0.5),
+        "p95_ms": percentile(times, 0.95),
+        "p99_ms": percentile(times, 0.99),
+        "worker_ms": cpu_between(before, after) / count * 1000,
+        "publisher_ms": (own_after - own) / count * 1000,
+        "broker_ms": (sum(broker.cpu_times()[:2]) - served) / count * 1000,
+        "fds": psutil.Process().num_fds(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cameras", default="100,300,1000", help="how many, in turn")
+    parser.add_argument("--segment", type=float, default=10.0, help="seconds of a segment  [10]")
+    parser.add_argument("--size", type=parse_size, default="64KiB", help="of a segment  [64KiB]")
+    parser.add_argument("--seconds", type=float, default=40.0, help="for each number  [40]")
+    parser.add_argument("--processes", type=int, default=2, help="of the worker  [2]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    options = parser.parse_args()
+    print(f"{environment_lines()}\n", flush=True)
+    with bench(options.processes) as ready, worker(ready) as process:
+        counts = map(int, options.cameras.split(","))
+        found = [measure(ready, process, cameras, options) for cameras in counts]
+    rows = [
+        [
+            each["cameras"],
+            f"{each['asked']:.0f}",
+            f"{each['delivered']:.0f}",
+            *(f"{each[key]:.0f}" for key in ("p50_ms", "p95_ms", "p99_ms")),
+            *(f"{each[key]:.2f}" for key in ("worker_ms", "publisher_ms", "broker_ms")),
+        ]
+        for each in found
+    ]
+    header = ["cameras", "segments/s", "delivered/s", "p50 ms", "p95 ms", "p99 ms"]
+    print(table([*header, "CPU ms: worker", "agent's part", "broker"], rows))
+    write_figures(options.json, {"environment": environment(), "runs": found})
+
+
+if __name__ == "__main__":
+    main()
