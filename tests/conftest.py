@@ -1,6 +1,9 @@
 """What all tiers share."""
 
 import logging
+import sys
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -44,13 +47,15 @@ class SteppedClock:
 
 
 @pytest.fixture(autouse=True)
-def _own_logging():
-    """Put logging back: a test that sets it up would change what the next ones see."""
+def kept_logging() -> Iterator[None]:
+    """Puts logging back: a test that has it set up as a command does would change what the next ones see."""
     root, configured, config = logging.getLogger(), structlog.is_configured(), structlog.get_config()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     if configured:
         structlog.configure(**config)
     else:

@@ -47,6 +47,20 @@ SERVERS: Mapping[str, tuple[str, Sequence[str]]] = {
             *("/task/{task}", "/api/task/info/{task}", "/tasks/datatable?draw=1&start=0&length=100"),
         ],
     ),
+    "page of the agent": (
+        "--web",
+        [
+            "/",
+            "/api/status",
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/picture/inline",
+            "/picture/wrong",
+            "/nowhere",
+        ],
+    ),
+    "metrics of the worker": ("RELAY_WEB__WORKER_LISTEN", ["/metrics", "/nowhere"]),
 }
 # What a task of a worker fails with when it meets a bug that holds the key.
 BUG_WITH_KEY = """

@@ -76,7 +76,7 @@ FILES = {
 
 
 @pytest.fixture
-def say(capsys, monkeypatch, tmp_path):
+def say(capsys, monkeypatch, tmp_path, kept_logging):
     """Runs a command and returns all that it said."""
     for name in [name for name in os.environ if name.startswith("RELAY_")]:
         monkeypatch.delenv(name)

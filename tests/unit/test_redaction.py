@@ -2,7 +2,6 @@
 
 import html
 import json
-import logging
 import re
 import string
 import sys
@@ -115,15 +114,11 @@ class BadEnd:
 
 
 @pytest.fixture
-def said():
+def said(kept_logging):
     """Is what is logged, with the hooks for crashes as a command sets them."""
-    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
-    root, stream = logging.getLogger(), StringIO()
-    handlers, level = root.handlers, root.level
+    stream = StringIO()
     configure_logging(secrets=[f"{MARK}'x"], as_json=True, stream=stream)
-    yield stream
-    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
-    root.handlers, root.level = handlers, level
+    return stream
 
 
 def crash():
