@@ -18,10 +18,10 @@ from pathlib import Path
 
 import structlog
 
+from capture.errors import EXIT_STUCK
 from capture.pulse import PULSE_SECONDS, STUCK_SECONDS, PulseFile
 from capture.sd_notify import Notifier
 
-EXIT_STUCK = 70  # as a worker that is deaf
 LOOK_SECONDS = 2.0
 # Two minutes: `up` replaces a child that hangs after 30 s, and a name server can hold one up for nearly that.
 LOOKS = int(4 * STUCK_SECONDS / LOOK_SECONDS)

@@ -103,9 +103,9 @@ def live(
     """
     alive = Liveness(pulse_directory(spool.state), "agent", disk=spool.root / MARKER)
     on_tick = alive.beating(on_tick)
-    alive.watch()
     if stack is not None:
         stack.start()
+    alive.watch()
     try:
         agent.start()
         advice = _watch(agent, stack, signals, on_tick, reloader or Reloader(settings))
@@ -119,9 +119,9 @@ def live(
             stack.ask_to_stop()
         agent.close()
     finally:
+        alive.end()
         if stack is not None:
             stack.stop(idle=_is_settled(agent))
-        alive.end()
     return _conclude(agent, spool, advice)
 
 

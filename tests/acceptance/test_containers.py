@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from capture.pulse import STUCK_SECONDS
+from tests.acceptance.image import DOCKER
 from tests.acceptance.pod import Container, Pod, compose
 
 TOKEN = "container-token"
-CLOUD = {"RELAY_CLOUD": "http://sink:8080"}
+CLOUD = dict([(DOCKER / "demo.env").read_text().splitlines()[-1].split("=")])
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import threading
 from celery import Celery, signals
 from celery.beat import Service
 
-from capture.liveness import EXIT_STUCK, LOOK_SECONDS, LOOKS, DiskWatch, Liveness, Standstill, read_past_cache
+from capture.errors import EXIT_STUCK
+from capture.liveness import LOOK_SECONDS, LOOKS, DiskWatch, Liveness, Standstill, read_past_cache
 from capture.pulse import STUCK_SECONDS, pulses
 from tasks.beat import Scheduler
 
