@@ -10,6 +10,7 @@ import click
 
 from capture import __version__
 from capture.config_commands import config
+from capture.doctor_commands import COMMANDS as DOCTORS
 from capture.errors import RelayError, UsageError
 from capture.operate import COMMANDS
 
@@ -216,7 +217,7 @@ def demo(seconds: int, outage: str | None, keep: Path | None, *, plain: bool) ->
     return run_demo(seconds=seconds, outage=outage, keep=keep, plain=plain)
 
 
-for _command in (*COMMANDS, config):
+for _command in (*COMMANDS, *DOCTORS, config):
     cli.add_command(_command)
 
 __all__ = ["UsageError", "cli", "main"]

@@ -1,10 +1,9 @@
-"""The commands for whoever looks after a relay: status, audit, requeue, doctor."""
+"""The commands for whoever looks after a relay: status, audit, requeue, health."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from capture.audit import CameraReport
-    from capture.doctor import Check
     from capture.settings import Settings
     from capture.spool import Spool
     from capture.status import Status
@@ -46,15 +44,6 @@ _CONFIG = click.option("--config", "-c", metavar="FILE", type=click.Path(path_ty
 _JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
 _TOKEN = click.option("--token", "-t", help="The key for the cloud; better: RELAY_TOKEN or --token-file.")
 _TOKEN_FILE = click.option("--token-file", metavar="FILE", help="A file with the key.")
-
-# Flags of `up` that change nothing here, so that its command line can be tried with the first word changed.
-_IGNORED = [
-    *(click.option(flag, hidden=True) for flag in ("--drain-timeout", "--on-refused", "--concurrency")),
-    click.option("--flower", is_flag=False, flag_value="", hidden=True),
-    click.option("--web", is_flag=False, flag_value="8090", hidden=True),
-    click.option("--no-realtime", is_flag=True, hidden=True),
-    click.option("--verbose", "-v", is_flag=True, hidden=True),
-]
 
 
 def _settings(config: Path | None, **flags: str | None) -> "Settings":
@@ -305,56 +294,4 @@ def health(spool: str | None, config: Path | None) -> int:
     return EXIT_UNHEALTHY if not workers or any(pulse.is_stuck for pulse in found) else EXIT_DONE
 
 
-# --- doctor ----------------------------------------------------------------------------------------
-
-
-@click.command()
-@click.option("--source", "-s", help="rtsp://…, http://…, a file, webcam:0, or test:")
-@click.option("--cloud", metavar="URL", help="Base URL of the cloud.")
-@click.option("--camera-id", help="How the cloud calls this camera.")
-@_options(_TOKEN, _TOKEN_FILE)
-@click.option("--segment-duration", metavar="SECONDS", help="Length of a segment.  [default: 10]")
-@click.option("--fps", metavar="N", help="Transcode to N frames per second.")
-@click.option("--resolution", "-r", metavar="WxH", help="Transcode to this size.")
-@_options(_SPOOL)
-@click.option(
-    "--broker", metavar="URL", help="Redis or Valkey; without one, the one that `up` brings is tried."
-)
-@_options(_CONFIG, _JSON, *_IGNORED)
-def doctor(
-    source: str | None,
-    camera_id: str | None,
-    config: Path | None,
-    *,
-    as_json: bool,
-    **options: Any,  # noqa: ANN401 - click's
-) -> int:
-    """Check ffmpeg, sources, spool, broker, ingest, token and clock; say what to do.
-
-    Takes the flags of `up`. Sends no video and registers no camera. With --json a line for each check:
-    {"verdict": "ok|warn|fail", "what", "found", "fix", "exit_code"}.
-    """
-    from capture.doctor import examine, exit_code  # noqa: PLC0415
-    from capture.settings import FLAGS, load_settings  # noqa: PLC0415
-
-    flags = {flag: options.get(flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
-    settings = load_settings(flags, config=config, source=source, camera_id=camera_id)
-    checks = []
-    for check in examine(settings):
-        checks.append(check)
-        for line in [json.dumps(asdict(check))] if as_json else _check_lines(check):
-            click.echo(line)
-    if as_json:
-        return exit_code(checks)
-    bad = [sum(check.verdict == verdict for check in checks) for verdict in ("fail", "warn")]
-    click.echo("{} failed, {} to look at, {} in all".format(*bad, len(checks)))
-    return exit_code(checks)
-
-
-def _check_lines(check: "Check") -> Iterator[str]:
-    yield f"{check.verdict:<5} {check.what}: {_plain(check.found)}"
-    if check.fix:
-        yield f"      fix: {_plain(check.fix)}"
-
-
-COMMANDS = (status, audit, requeue, health, doctor)
+COMMANDS = (status, audit, requeue, health)

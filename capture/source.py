@@ -195,6 +195,11 @@ class Source:
         return self._head.removesuffix("://") if self._host else ""
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of a network source; an IPv6 host in brackets."""
+        return self._host_and_port()
+
+    @property
     def is_finite(self) -> bool:
         """Whether the source has an end of its own."""
         return self.kind is SourceKind.FILE or (self.pattern is not None and self.pattern.seconds is not None)

@@ -17,12 +17,12 @@ TASKS = sorted((ROOT / "tasks").glob("*.py"))
 
 # Each outside world has one door, or the few that stand here.
 DOORS = {
-    "httpx": {"ingest", "doctor"},
+    "httpx": {"ingest"},
     "celery": {"handoff"},
     "kombu": {"handoff"},
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
-    "click": {"cli", "operate", "config_commands"},
+    "click": {"cli", "operate", "config_commands", "doctor_commands"},
     "asyncio": {"web", "web_look", "web_server"},
     "tomllib": {"settings_layers"},
 }
