@@ -4,6 +4,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -209,3 +210,42 @@ def test_the_relay_makes_of_each_answer_what_the_document_says(label, status, ou
         "DELETE /api/stream/ingest/{camera_id}": (204, 200, 202, 404),
     }[label]
     assert classify(int(status), {}, b"", success=success).kind == outcome
+
+
+# --- the server of the page ---
+
+
+@contextmanager
+def server_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run the server that docs/ingest-protocol.md shows, as it stands there, on a free port."""
+    page = (Path(__file__).parents[2] / "docs/ingest-protocol.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setenv("INGEST_KEY", TOKEN)
+    names: dict = {"__name__": "shown"}
+    exec(compile(code, "ingest-protocol.md", "exec"), names)  # noqa: S102 - our own page
+    names["STORE"] = tmp_path / "store"
+    handler = type("Quiet", (names["Ingest"],), {"log_message": lambda *_: None})
+    with names["ThreadingHTTPServer"](("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_server_that_the_page_shows_is_a_correct_one(claimed, tmp_path, monkeypatch):
+    url = "/api/stream/ingest/door"
+    with server_of_the_page(tmp_path, monkeypatch) as base:
+        ingest = Ingest(IngestSettings(url=base))
+        assert ingest.register(registration("door", {}), TOKEN).status == 200
+        assert ingest.send_segment(claimed, "another")[0].status == 401
+        assert ingest.send_segment(claimed, TOKEN)[0].status == 204
+        assert ingest.send_segment(claimed, TOKEN)[0].status == 409
+        assert ingest.end_stream("door", TOKEN).status == 204
+        ingest.close()
+        headers = {"X-API-Key": TOKEN, "Idempotency-Key": claimed.idempotency_key}
+        wrong = base64.b64encode(hashlib.sha256(b"wrong").digest()).decode()
+        headers["Content-Digest"] = f"sha-256=:{wrong}:"
+        assert httpx.post(base + url, headers=headers, content=b"wrong").status_code == 422
+        assert httpx.post(base + url, headers=headers, content=b"damaged").status_code == 400
+    (stored,) = (tmp_path / "store/door").iterdir()
+    claimed.file.seek(0)
+    assert stored.read_bytes() == claimed.file.read()
