@@ -1,44 +1,43 @@
 """One camera: a thread that keeps an ffmpeg running and turns what it closes into owed segments.
 
 The thread does nothing but this camera's work, so that a slow disk or a broken source of one never holds
-up another. It reads ffmpeg's output until ffmpeg is gone, also while it stops it: an ffmpeg that cannot
-write to a full pipe never gets to its signal.
+up another. Whatever goes wrong in it, a bug too, is tried again on the ladder; only a source that has an end
+is given up, because it would come from its beginning once more.
 """
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
 
 import structlog
 
 from capture.clock import Clock
-from capture.errors import ConfigError, RelayError, SourceError, SpoolFullError
-from capture.ffmpeg import (
-    CaptureOptions,
-    Failure,
-    FailureKind,
-    Progress,
-    SegmentClosed,
-    StdoutParser,
-    capture_command,
-    explain,
-)
-from capture.process import Child, LineTail, Output, Stream, describe_exit
-from capture.segment import SessionName
-from capture.session import Owed, Session
-from capture.settings import child_environment
-from capture.source import Source, redact
+from capture.ending import Ending, is_over
+from capture.errors import ConfigError, RelayError
+from capture.ffmpeg import CaptureOptions, capture_command, least_wait
+from capture.recorder import OnOwed, OnSession, Recorder
+from capture.run import STOP_GRACE_SECONDS, Run
+from capture.scan import NOT_CARRIED
+from capture.session import Session
+from capture.source import Source
 from capture.spool import Spool
-from capture.supervision import Ladder, State, Timeline, Watchdog
-from capture.upkeep import close_dead_sessions, note_gap
+from capture.supervision import (
+    MOST_RUNAWAYS,
+    NO_FIRST_FRAME,
+    TIMES_AHEAD,
+    TIMES_BEHIND,
+    TOLERATED_DRIFT,
+    TOLERATED_RUNAWAY,
+    Ladder,
+    State,
+)
+from capture.upkeep import close_dead_sessions
+from capture.watch import Watch, in_words
 
-TICK_SECONDS = 1.0
-SHORT_TICK_SECONDS = 0.05
-STOP_GRACE_SECONDS = 3.0
-SHORTEST_GAP_SECONDS = 0.5
-_DISK = {FailureKind.DISK_FULL, FailureKind.OUTPUT}
+__all__ = ["STOP_GRACE_SECONDS", "Camera", "CameraPlan", "CameraStatus"]
+
+JITTER = 0.1  # share of each wait
 
 log = structlog.get_logger()
 
@@ -54,29 +53,30 @@ class CameraPlan:
     hidden: frozenset[str] = field(default=frozenset(), compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CameraStatus:
-    """How a camera is, at one moment. `last_segment_at` is monotonic seconds."""
+    """How a camera is, at one moment.
+
+    `last_segment_at` and `last_frame_at` are monotonic seconds, `bytes` those of closed segments. `trouble`
+    is why there is no video at the moment, None while there is some; `error` is why it was given up.
+    `codec`, `width` and `height` (pixels) are those of the segments, None before a key frame came.
+    """
 
     id: str
     state: State
     segments: int
     frames: int
+    bytes: int
     restarts: int
     last_segment_at: float | None
+    last_frame_at: float | None
+    codec: str | None
+    width: int | None
+    height: int | None
+    gaps: int
+    last_gap_cause: str | None
+    trouble: str | None
     error: RelayError | None
-
-
-@dataclass
-class _Run:
-    """One run of ffmpeg."""
-
-    watchdog: Watchdog
-    timeline: Timeline
-    tail: LineTail
-    begun: float
-    segments: int = 0
-    complaint: str | None = None
 
 
 class Camera:
@@ -88,30 +88,32 @@ class Camera:
         *,
         spool: Spool,
         ffmpeg: str,
-        on_owed: Callable[[SessionName, Owed], None],
-        on_session: Callable[[SessionName, Literal["started", "ended"]], None],
+        on_owed: OnOwed,
+        on_session: OnSession,
         clock: Clock | None = None,
     ) -> None:
         self.plan = plan
         self._spool = spool
         self._ffmpeg = ffmpeg
-        self._on_owed = on_owed
-        self._on_session = on_session
         self._clock = clock or Clock()
         self._log = log.bind(camera=plan.id)
+        self._recorder = Recorder(
+            plan.id, spool=spool, start=self._start_session, on_owed=on_owed, on_session=on_session
+        )
         self._stopping = threading.Event()
-        self._output: Output | None = None
         self._guard = threading.Lock()
+        self._run: Run | None = None
         self._thread = threading.Thread(target=self._main, name=f"camera {plan.id}", daemon=True)
+        self._options = plan.options
         self._state = State.STARTING
-        self._segments = 0
         self._frames_before = 0
-        self._frames_now = 0
+        self._watch: Watch | None = None
         self._restarts = 0
-        self._next_sequence = 1
-        self._last_segment_at: float | None = None
-        self._video_until: datetime | None = None
-        self._gap_cause: str | None = None
+        self._tries = 0  # in a row without a first frame
+        self._runaways = 0
+        self._last_frame_at: float | None = None
+        self._begun_at: datetime | None = None
+        self._trouble: str | None = None
         self._error: RelayError | None = None
 
     # --- from other threads ---
@@ -123,8 +125,8 @@ class Camera:
         """Ask it to finish the open segment and end; returns at once."""
         self._stopping.set()
         with self._guard:
-            if self._output is not None:
-                self._output.wake()
+            if self._run is not None:
+                self._run.stop()
 
     def join(self, timeout: float) -> bool:
         """Wait for its end; True when it is there."""
@@ -135,279 +137,224 @@ class Camera:
         return self._thread.is_alive()
 
     def status(self) -> CameraStatus:
+        picture, watch = self._recorder.picture, self._watch
         return CameraStatus(
-            self.plan.id,
-            self._state,
-            self._segments,
-            self._frames_before + self._frames_now,
-            self._restarts,
-            self._last_segment_at,
-            self._error,
+            id=self.plan.id,
+            state=self._state,
+            segments=self._recorder.segments,
+            frames=self._frames_before + (watch.frames if watch else 0),
+            bytes=self._recorder.bytes,
+            restarts=self._restarts,
+            last_segment_at=self._recorder.last_segment_at,
+            last_frame_at=self._last_frame_at,
+            codec=picture.codec if picture else None,
+            width=picture.width if picture else None,
+            height=picture.height if picture else None,
+            gaps=self._recorder.gaps.count,
+            last_gap_cause=self._recorder.gaps.last_cause,
+            trouble=self._trouble,
+            error=self._error,
         )
 
     # --- the camera's thread ---
 
     def _main(self) -> None:
+        self._begun_at = self._clock.now()
+        self._guarded(self._salvage_earlier)
+        ladder = Ladder(jitter=JITTER)
+        is_done = False
+        while not is_done and not self._stopping.is_set():
+            begun = self._clock.monotonic()
+            try:
+                self._capture(ladder)
+                is_done = True
+            except Exception as error:  # noqa: BLE001 - logged with its traceback, and tried again
+                is_done = not self._survive(error)
+                if not is_done:
+                    self._pause(ladder.delay_after(self._clock.monotonic() - begun), ladder)
+        self._guarded(lambda: self._recorder.end(self._clock.now()))
+        self._become(State.FATAL if self._error else State.STOPPED)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Do what must not keep the camera from anything else."""
         try:
-            self._salvage_earlier()
-            while (session := self._start_session()) is not None:
-                with session:
-                    if self._capture(session):
-                        self._end(session)
-                        break
-            self._become(State.FATAL if self._error else State.STOPPED)
-        except Exception:  # noqa: BLE001 - the thread ends here; logged with its traceback
-            self._log.exception("camera_failed")
-            self._error = RelayError(f"camera {self.plan.id} failed for a reason that is a bug; see the log")
-            self._become(State.FATAL)
+            act()
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            self._log.exception("camera_failed", then="it goes on without that")
+
+    def _survive(self, error: Exception) -> bool:
+        """Make good what a bug left behind; False when the camera cannot go on."""
+        self._log.exception("camera_failed", then="tried again")
+        kind = type(error).__name__
+        self._lost(f"a bug of this program ({kind}); its log has more")
+        self._guarded(self._recorder.forget)
+        if self.plan.source.is_finite and self._recorder.segments:
+            self._error = RelayError(
+                f"camera {self.plan.id} failed for a reason that is a bug ({kind}); only the beginning of "
+                f"{self.plan.source} was captured; see the log"
+            )
+            return False
+        return True
 
     def _become(self, state: State) -> None:
         self._state = state
+
+    def _lost(self, cause: str) -> None:
+        self._trouble = cause
+        self._recorder.gaps.lost(cause, since=self._begun_at or self._clock.now())
+
+    def _pause(self, seconds: float, ladder: Ladder) -> None:
+        """Wait before the next try."""
+        self._become(State.BACKOFF)
+        self._restarts += 1
+        self._log.warning(
+            "capture_interrupted", reason=self._trouble, failures=ladder.failures, again_in=round(seconds, 1)
+        )
+        self._stopping.wait(seconds)
 
     def _salvage_earlier(self) -> None:
         try:
             for session, segments in close_dead_sessions(self._spool, self.plan.id):
                 self._log.info("session_salvaged", session=str(session), segments=segments)
-            last = self._spool.journal.last_segment(self.plan.id)
+            last = self._spool.journal.last_told(self.plan.id)
         except OSError as error:
             self._log.warning("salvage_postponed", reason=error.strerror, then="recover does it")
             return
-        if last is not None and last.end < self._clock.now():
-            self._video_until, self._gap_cause = last.end, "the agent was not running"
+        if last is not None and last < self._clock.now():
+            self._recorder.gaps.resume_from(last)
+            self._recorder.gaps.lost("the agent was not running", since=last)
 
-    def _start_session(self) -> Session | None:
-        """Make the session directory; with no room or no mount, wait for them."""
-        ladder = Ladder()
+    def _start_session(self) -> Session:
+        session = Session.start(
+            self._spool,
+            self.plan.id,
+            display_name=self.plan.name,
+            source=self.plan.source,
+            segment_seconds=self.plan.options.segment_seconds,
+        )
+        self._log.info("session_started", session=str(session.name), source=str(self.plan.source))
+        return session
+
+    def _writable_session(self) -> tuple[Session, int] | None:
+        """Return where to write to; with no room or no mount, wait for them. None when asked to stop."""
+        ladder = Ladder(jitter=JITTER)
         while not self._stopping.is_set():
+            session = self._recorder.session
+            if session is not None and not session.touch():
+                self._log.error("session_vanished", session=str(session.name), then="a new one is started")
+                self._lost("the session's directory was removed")
+                self._recorder.forget()
             try:
-                session = Session.start(
-                    self._spool,
-                    self.plan.id,
-                    display_name=self.plan.name,
-                    source=self.plan.source,
-                    segment_seconds=self.plan.options.segment_seconds,
-                )
+                return self._recorder.begin()
             except (OSError, RelayError) as error:
                 self._become(State.BACKOFF)
+                self._lost(in_words(error))
                 if ladder.failures == 0:
-                    self._log.error("session_not_started", reason=_words(error), then="tried again")
+                    self._log.error("session_not_started", reason=in_words(error), then="tried again")
                 self._stopping.wait(ladder.delay_after(0.0))
-                continue
-            self._log.info("session_started", session=str(session.name), source=str(self.plan.source))
-            self._on_session(session.name, "started")
-            return session
         return None
 
-    def _end(self, session: Session) -> None:
-        self._note_gap(self._clock.now())
+    def _capture(self, ladder: Ladder) -> None:
+        """Capture until the end of the source, or until asked to stop."""
+        while (where := self._writable_session()) is not None:
+            watch = Watch(
+                self.plan.source,
+                self._options,
+                recorder=self._recorder,
+                tries=self._tries,
+                tolerated_drift=TOLERATED_RUNAWAY if self._runaways >= MOST_RUNAWAYS else TOLERATED_DRIFT,
+                clock=self._clock,
+                log=self._log,
+                on_frame=self._on_frame,
+            )
+            ending = self._run_ffmpeg(watch, *where)
+            self._frames_before += watch.frames
+            self._watch = None
+            changed = self._recorder.change() is not None
+            self._settle(watch)
+            if self._stopping.is_set() or self._is_over(ending):
+                return
+            self._lost(ending.cause)
+            self._encode_if_needed(ending)
+            self._count(ending, has_frames=watch.frames > 0)
+            self._log.debug("ffmpeg_said", lines=ending.lines)
+            wait = ladder.delay_after(
+                self._clock.monotonic() - watch.begun, at_least=least_wait(ending.failure.kind)
+            )
+            # A new picture is no trouble of the camera's, unless it comes again and again.
+            self._pause(0.0 if changed and ladder.failures == 1 else wait, ladder)
+
+    def _is_over(self, ending: Ending) -> bool:
         try:
-            session.end()
-        except OSError as error:
-            self._log.warning("session_end_not_noted", reason=error.strerror, then="recover does it")
-        self._on_session(session.name, "ended")
-        self._log.info("session_ended", session=str(session.name), segments=self._segments)
+            is_over_now = is_over(ending, self.plan.source, segments=self._recorder.segments)
+        except RelayError as error:
+            self._error = error
+            return True
+        if is_over_now and ending.code != 0:
+            self._log.warning("source_ended_early", reason=ending.failure.cause)
+        return is_over_now
 
-    def _capture(self, session: Session) -> bool:
-        """Capture until the end; False if the session's directory was taken away and a new one is needed."""
-        ladder = Ladder()
-        while not self._stopping.is_set():
-            if not session.touch():
-                self._log.error("session_vanished", session=str(session.name), then="a new one is started")
-                self._gap_cause = self._gap_cause or "the session's directory was removed"
-                return False
-            run = self._run_once(session)
-            if run is None:
-                return True
-            wait = ladder.delay_after(self._clock.monotonic() - run.begun)
-            self._become(State.BACKOFF)
-            self._log.warning(
-                "capture_interrupted",
-                reason=self._gap_cause,
-                failures=ladder.failures,
-                again_in=wait,
-            )
-            self._log.debug("ffmpeg_said", lines=run.tail.lines())
-            self._restarts += 1
-            self._stopping.wait(wait)
-        return True
-
-    def _run_once(self, session: Session) -> _Run | None:
-        """Run ffmpeg once. Returns the run if it should be tried again, None when this was all."""
-        run = _Run(
-            Watchdog(self._clock.monotonic()),
-            Timeline(self._clock.now(), paced=self._is_paced()),
-            LineTail(redact=lambda line: redact(line, self.plan.source.secrets())),
-            self._clock.monotonic(),
-        )
-        self._become(State.STARTING)
-        code = self._run_ffmpeg(session, run)
-        self._frames_before += self._frames_now
-        self._frames_now = 0
-        self._salvage_own(session)
-        if self._stopping.is_set():
-            return None
-        return self._judge(run, code)
-
-    def _is_paced(self) -> bool:
-        return self.plan.options.realtime or not self.plan.source.is_finite
-
-    def _judge(self, run: _Run, code: int | None) -> _Run | None:
-        failure = explain(run.tail.lines())
-        is_finite = self.plan.source.is_finite
-        if is_finite and failure.kind in _DISK and self._segments:  # from its start it would come twice
-            self._error = SpoolFullError(
-                f"cannot go on capturing {self.plan.source}: {failure.cause}; only its beginning was "
-                "captured; make room, then start again"
-            )
-            return None
-        if is_finite and code is not None and code < 0 and not run.complaint:
-            self._error = RelayError(
-                f"cannot go on capturing {self.plan.source}: ffmpeg {describe_exit(code)}; only its "
-                "beginning was captured; see what ended it, then start again"
-            )
-            return None
-        if is_finite and failure.kind not in _DISK and code is not None:
-            if code != 0 and (self._segments == 0 or run.complaint):
-                self._error = self._source_error(failure, run)
-            elif self._segments == 0:
-                self._error = self._source_error(
-                    Failure(FailureKind.NO_VIDEO, "there is no video in it"), run
+    def _count(self, ending: Ending, *, has_frames: bool) -> None:
+        """Learn from runs that ended in the same way: what did not help is not done for ever."""
+        if ending.complaint == NO_FIRST_FRAME:
+            self._tries += 1
+        elif has_frames:
+            self._tries = 0
+        if ending.complaint in {TIMES_AHEAD, TIMES_BEHIND}:
+            self._runaways += 1
+            if self._runaways == MOST_RUNAWAYS:
+                self._log.warning(
+                    "times_not_trusted", reason=ending.complaint, then="segments are placed by their arrival"
                 )
-            elif code != 0:
-                self._log.warning("source_ended_early", reason=failure.cause)
-            return None
-        self._gap_cause = run.complaint or _cause(failure, code)
-        return run
 
-    def _source_error(self, failure: Failure, run: _Run) -> SourceError:
-        last = run.tail.lines()[-1:]
-        found = run.complaint or failure.cause
-        detail = f" (ffmpeg: {last[0]})" if last and failure.kind is FailureKind.UNKNOWN else ""
-        return SourceError(
-            f"cannot capture {self.plan.source}: {found}{detail}; expected a file with video that ffmpeg "
-            "can read; check the path given with --source"
-        )
+    def _encode_if_needed(self, ending: Ending) -> None:
+        """Have pictures encoded that no copy can carry: MJPEG would be in the file, and no player find it."""
+        if ending.complaint == NOT_CARRIED and not self._options.encode:
+            self._options = replace(self._options, encode=True)
+            self._log.warning(
+                "video_not_carried", reason=NOT_CARRIED, then="it is encoded as H.264 from now on"
+            )
 
-    def _run_ffmpeg(self, session: Session, run: _Run) -> int | None:
-        command = capture_command(
-            self._ffmpeg,
-            self.plan.source,
-            self.plan.options,
-            open_dir=session.open_directory,
-            first_sequence=self._next_sequence,
+    def _on_frame(self) -> None:
+        self._last_frame_at = self._clock.monotonic()
+        self._trouble = None
+        if self._state is State.STARTING:
+            self._become(State.RUNNING)
+            self._log.info("capture_running")
+
+    def _run_ffmpeg(self, watch: Watch, session: Session, first_sequence: int) -> Ending:
+        self._become(State.STARTING)
+        self._watch = watch
+        run = Run(
+            capture_command(
+                self._ffmpeg,
+                self.plan.source,
+                self._options,
+                open_dir=session.open_directory,
+                first_sequence=first_sequence,
+            ),
+            clock=self._clock,
+            watch=watch,
+            hidden=self.plan.hidden,
         )
+        code = None
         try:
             session.spool.check_mounted()
-            child = Child(
-                command.argv,
-                script=command.script,
-                env=child_environment(self.plan.hidden),
-                stdout=Stream.PIPE,
-                stderr=Stream.PIPE,
-                pass_fds=(session.lock,),
-            )
-        except (OSError, ConfigError) as error:
-            run.complaint = _words(error)
-            return None
-        with child, Output(child) as output:
             with self._guard:
-                self._output = output
-            try:
-                return self._follow(child, output, session, run)
-            finally:
-                with self._guard:
-                    self._output = None
+                self._run = run
+            if self._stopping.is_set():  # asked before there was a run to be told
+                run.stop()
+            code = run.go(keep_open=(session.lock,), on_ending=lambda: self._become(State.STOPPING))
+        except (OSError, ConfigError) as error:
+            watch.complaint = in_words(error)
+        finally:
+            with self._guard:
+                self._run = None
+        return Ending(code, watch.tail.lines(), watch.complaint)
 
-    def _follow(self, child: Child, output: Output, session: Session, run: _Run) -> int | None:
-        """Read until ffmpeg is gone; end it when asked to, or when it stalls."""
-        parser = StdoutParser(self.plan.options.offset)
-        kill_at: float | None = None
-        while not output.eof or child.poll() is None:
-            now = self._clock.monotonic()
-            wait = TICK_SECONDS if kill_at is None else max(SHORT_TICK_SECONDS, kill_at - now)
-            for stream, data in output.read(min(TICK_SECONDS, wait)):
-                if stream == "stderr":
-                    run.tail.feed(data)
-                    continue
-                for event in parser.feed(data):
-                    self._take(event, session, run)
-            now = self._clock.monotonic()
-            if kill_at is not None:
-                if now >= kill_at:
-                    child.kill_group()
-                continue
-            run.complaint = run.watchdog.complaint(now)
-            if self._stopping.is_set() or run.complaint:
-                self._become(State.STOPPING)
-                child.terminate()
-                kill_at = now + STOP_GRACE_SECONDS
-        return child.poll()
-
-    def _take(self, event: SegmentClosed | Progress, session: Session, run: _Run) -> None:
-        if isinstance(event, Progress):
-            run.watchdog.see(event.frames, self._clock.monotonic())
-            self._frames_now = max(self._frames_now, event.frames)
-            if event.frames and self._state is State.STARTING:
-                self._become(State.RUNNING)
-                self._log.info("capture_running")
-            return
-        self._next_sequence = event.sequence + 1
-        start = run.timeline.place(event.start, event.end, self._clock.now())
-        self._note_gap(start)
+    def _settle(self, watch: Watch) -> None:
+        """Close what an ffmpeg left open when it died."""
         try:
-            owed = session.close_segment(event.sequence, start, event.end - event.start)
-        except OSError as error:
-            self._log.error(
-                "segment_not_closed",
-                sequence=event.sequence,
-                reason=error.strerror,
-                then="salvaged later",
-            )
-            return
-        if owed is None:
-            self._log.error("segment_empty", sequence=event.sequence, reason="ffmpeg could not write it")
-            return
-        run.segments += 1
-        self._publish(session, owed)
-
-    def _publish(self, session: Session, owed: Owed) -> None:
-        self._segments += 1
-        self._video_until = owed.segment.end
-        self._last_segment_at = self._clock.monotonic()
-        self._log.debug("segment_closed", segment=str(owed.segment), bytes=owed.size)
-        self._on_owed(session.name, owed)
-
-    def _salvage_own(self, session: Session) -> None:
-        """Close what this ffmpeg left open when it died."""
-        try:
-            numbers = session.spool.open_segments(session.name)
-            self._next_sequence = max([self._next_sequence, *(number + 1 for number in numbers)])
-            salvaged = session.salvage()
-        except OSError as error:
-            self._log.warning("salvage_postponed", reason=error.strerror, then="recover does it")
-            return
-        for owed in salvaged:
-            self._log.info("segment_salvaged", segment=str(owed.segment), bytes=owed.size)
-            self._publish(session, owed)
-
-    def _note_gap(self, until: datetime) -> None:
-        """Journal the time without video that ends now, if there was one and we know why."""
-        since, cause = self._video_until, self._gap_cause
-        self._gap_cause = None
-        if since is None or cause is None:
-            return
-        if (until - since).total_seconds() >= SHORTEST_GAP_SECONDS:
-            note_gap(self._spool, self.plan.id, start=since, end=until, cause=cause)
-
-
-def _cause(failure: Failure, code: int | None) -> str:
-    """Say why a live source was lost. ffmpeg exits with 0 also when a camera went away."""
-    if failure.kind is not FailureKind.UNKNOWN:
-        return failure.cause
-    if code == 0:
-        return "the source ended"
-    return "ffmpeg ended" if code is None else f"ffmpeg {describe_exit(code)}"
-
-
-def _words(error: OSError | RelayError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+            self._recorder.settle(watch.place_salvaged)
+        except (OSError, RelayError) as error:
+            self._log.warning("salvage_postponed", reason=in_words(error), then="recover does it")

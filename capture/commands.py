@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,14 +40,22 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 
-def _page(agent: Agent, spool: Spool, ffmpeg: str) -> AbstractContextManager[Callable[[], None]]:
-    """Serve the page, if it is wanted; gives what the main loop calls each time round."""
+@contextmanager
+def _page(agent: Agent, spool: Spool, ffmpeg: str) -> Iterator[Callable[[], None]]:
+    """Serve the page and the metrics, if they are wanted; gives what the main loop calls each time round."""
     listen = agent.settings.web.listen
     if listen is None:
-        return nullcontext(lambda: None)
-    from capture.web import web_page  # noqa: PLC0415 - a megabyte that an agent without it saves
+        yield lambda: None
+        return
+    # Megabytes that an agent without a page saves.
+    from capture.metrics import AgentMetrics  # noqa: PLC0415
+    from capture.web import web_page  # noqa: PLC0415
 
-    return web_page(agent, spool, ffmpeg, listen=listen)
+    with (
+        closing(AgentMetrics(agent, spool)) as metrics,
+        web_page(agent, spool, ffmpeg, listen=listen, pages={"/metrics": metrics.scrape}) as beat,
+    ):
+        yield beat
 
 
 def tell_trouble(settings: Settings) -> None:

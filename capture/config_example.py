@@ -56,9 +56,10 @@ path = "/var/spool/relay"
 #key_prefix = "relay:"
 
 [web]
-# A page with all cameras, and metrics: PORT or HOST:PORT, on this machine only unless a host is given.
+# A page with all cameras and the agent's metrics, and a worker's metrics: a port of this machine alone, or
+# HOST:PORT. Off unless set. There is no password.
 #listen = 8090
-#worker_listen = 8091
+#worker_listen = 9108
 
 [defaults]
 # What every camera does unless its own table says otherwise.

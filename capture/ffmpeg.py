@@ -21,6 +21,7 @@ from capture.ffmpeg_output import (
     SegmentClosed,
     StdoutParser,
     explain,
+    least_wait,
     parse_segment_line,
 )
 from capture.source import Source, SourceKind
@@ -37,6 +38,7 @@ __all__ = [
     "capture_command",
     "explain",
     "find_ffmpeg",
+    "least_wait",
     "parse_segment_line",
 ]
 
@@ -55,9 +57,10 @@ _ROUNDING_S = 0.001
 class CaptureOptions:
     """How to capture: seconds, frames per second, pixels (width, height).
 
-    `realtime` paces a source that has no pace of its own (a file, the test pattern). `offset`, below
-    `segment_seconds`, makes the first segment shorter by so much: the cameras of an agent then do not all
-    end a segment in the same moment. It is no difference between two cameras' settings.
+    `realtime` paces a source that has no pace of its own (a file, the test pattern). `encode` has the video
+    encoded anew where neither rate nor size is asked for. `offset`, below `segment_seconds`, makes the first
+    segment shorter by so much: the cameras of an agent then do not all end a segment in the same moment. It
+    is no difference between two cameras' settings.
     """
 
     segment_seconds: float
@@ -65,6 +68,7 @@ class CaptureOptions:
     resolution: tuple[int, int] | None = None
     audio: Audio = "off"
     realtime: bool = True
+    encode: bool = False
     offset: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
@@ -80,15 +84,19 @@ class CaptureOptions:
     @property
     def transcodes(self) -> bool:
         """Whether a picture is asked for that copying cannot give."""
-        return self.fps is not None or self.resolution is not None
+        return self.encode or self.fps is not None or self.resolution is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An argument list without a secret, and what to write to standard input (it may hold one)."""
+    """An argument list without a secret, and what to write to standard input (it may hold one).
+
+    `begin` is the time of the first frame in seconds, as StdoutParser needs it.
+    """
 
     argv: list[str]
     script: bytes
+    begin: float = 0.0
 
     def __repr__(self) -> str:
         return f"Command(argv={self.argv!r}, script=<{len(self.script)} bytes>)"
@@ -126,7 +134,7 @@ def capture_command(
         *_audio(options.audio),
         *_segments(options.segment_seconds, open_dir, first_sequence, encodes=encodes),
     ]
-    return Command(argv, _script(source, options))
+    return Command(argv, _script(source, options), options.offset)
 
 
 def probe_command(ffmpeg: str, source: Source) -> Command:

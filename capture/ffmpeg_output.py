@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -124,6 +124,7 @@ class FailureKind(StrEnum):
     DISK_FULL = "disk full"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
+    NO_SESSION = "no session"
     NOT_FOUND = "not found"
     SERVER_ERROR = "server error"
     CONNECTION_REFUSED = "connection refused"
@@ -157,10 +158,22 @@ _CAUSES: tuple[tuple[FailureKind, str, str], ...] = (
     (FailureKind.DISK_FULL, "disk quota exceeded", "the disk quota is used up"),
     (FailureKind.OUTPUT, "failed to open segment", "the segment file could not be opened"),
     (FailureKind.OUTPUT, "read-only file system", "the spool is read-only"),
+    # Where nothing was set up, because there is no video, ffmpeg plays all the same.
+    (FailureKind.NO_SESSION, "play failed: 454", "the camera has no video, or lost the session (454)"),
+    (FailureKind.NO_SESSION, "failed: 453", "the camera has no session free (453)"),
+    (FailureKind.NO_SESSION, "not enough bandwidth", "the camera has no session free (453)"),
+    (FailureKind.NO_SESSION, "failed: 454", "the camera lost the session (454)"),
+    (FailureKind.NO_SESSION, "454 session", "the camera lost the session (454)"),
+    (FailureKind.NO_SESSION, "failed: 503", "the camera is overloaded (503)"),
+    (FailureKind.NO_SESSION, "http error 503", "the camera is overloaded (503)"),
+    (FailureKind.NO_SESSION, "503 service", "the camera is overloaded (503)"),
+    (FailureKind.NO_SESSION, "too many clients", "the camera has too many viewers"),
+    (FailureKind.NO_SESSION, "too many connections", "the camera has too many viewers"),
+    (FailureKind.NO_SESSION, "too many sessions", "the camera has too many viewers"),
+    (FailureKind.NO_SESSION, "too many users", "the camera has too many viewers"),
     (FailureKind.UNAUTHORIZED, "401 unauthorized", "the camera refuses user or password (401)"),
     (FailureKind.FORBIDDEN, "403 forbidden", "the camera refuses access (403)"),
     (FailureKind.NOT_FOUND, "404 not found", "the camera has no such stream (404): check the path"),
-    (FailureKind.NOT_FOUND, "454 session", "the camera lost the session (454)"),
     (FailureKind.SERVER_ERROR, "returned 5xx", "the camera reports an error of its own (5xx)"),
     (FailureKind.SERVER_ERROR, "server returned 4", "the camera does not understand the request"),
     (FailureKind.CONNECTION_REFUSED, "connection refused", "nothing listens at host and port"),
@@ -195,6 +208,21 @@ _CAUSES: tuple[tuple[FailureKind, str, str], ...] = (
 )
 
 
+# Seconds that a retry waits at least, by what the camera said. A session of ours that was cut off uncleanly
+# keeps its place until the camera's timeout (60 s mostly), and knocking once a second keeps some of them from
+# it; a password that is refused too often in a row locks the account.
+_PATIENCE: Mapping[FailureKind, float] = {
+    FailureKind.NO_SESSION: 10.0,
+    FailureKind.UNAUTHORIZED: 10.0,
+    FailureKind.FORBIDDEN: 10.0,
+}
+
+
+def least_wait(kind: FailureKind) -> float:
+    """Return for how many seconds to leave a source alone at least after such a failure."""
+    return _PATIENCE.get(kind, 0.0)
+
+
 def explain(stderr_tail: Sequence[str]) -> Failure:
     """Name the cause of a failure from the last lines of ffmpeg's standard error."""
     lines = [_without_names(line).lower() for line in stderr_tail]
@@ -207,3 +235,8 @@ def explain(stderr_tail: Sequence[str]) -> Failure:
 def _without_names(line: str) -> str:
     """Drop quoted names and URLs: a file may be called "permission denied.mp4"."""
     return re.sub(r"'.*'|\S+://\S+", "", line)
+
+
+def kind_of(cause: str) -> FailureKind | None:
+    """Return the kind of a failure from its cause; None for a cause that `explain` never gives."""
+    return next((kind for kind, _, known in _CAUSES if known == cause), None)

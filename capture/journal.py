@@ -8,8 +8,9 @@ reports it instead of guessing.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class Journal:
     def __init__(self, directory: Path, clock: Clock | None = None) -> None:
         self.directory = directory
         self._clock = clock or Clock()
+        # Told of what this process has written; for those who count. It must neither wait nor raise.
+        self.observer: Callable[[str, Event, Sequence[Mapping[str, object]]], None] | None = None
 
     def append(self, camera: str, event: Event, *, durable: bool = False, **fields: object) -> None:
         """Write one line; with `durable`, return only when it is on the disk. Raises OSError."""
@@ -74,6 +77,8 @@ class Journal:
                 os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
+        if self.observer is not None:
+            self.observer(camera, event, rows)
 
     def cameras(self) -> list[str]:
         """Return the cameras that have a journal."""
@@ -106,6 +111,27 @@ class Journal:
             if found:
                 return found
         return None
+
+    def last_told(self, camera: str) -> datetime | None:
+        """Return up to when the camera's video and gaps are known, as far as the two newest files tell."""
+        for path in sorted((self.directory / camera).glob("????-??-??.jsonl"))[:-3:-1]:
+            found = [moment for entry in self._read_file(path) if (moment := _end_of(entry)) is not None]
+            if found:
+                return found[-1]
+        return None
+
+
+def _end_of(entry: Entry) -> datetime | None:
+    """Return when what a line tells of ended, if it is a segment's closing or a gap."""
+    if entry.event in {Event.CLOSED, Event.RECOVERED}:
+        segment = SegmentName.parse(str(entry.fields.get("segment")))
+        return segment.end if segment else None
+    if entry.event is Event.GAP:
+        try:
+            return datetime.fromisoformat(str(entry.fields.get("end"))).astimezone(UTC)
+        except ValueError:
+            return None
+    return None
 
 
 def _open_append(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What little of MPEG-TS is needed to salvage a segment whose writer died.
+"""What little of MPEG-TS is needed to salvage a segment whose writer died, and to find frames in one.
 
 A transport stream is a row of 188-byte packets, each beginning with 0x47 (ISO/IEC 13818-1, 2.4.3).
 """
@@ -12,9 +12,10 @@ PACKET = 188
 SYNC = 0x47
 
 _CHUNK = PACKET * 5000  # just below 1 MB
-_CLOCK_HZ = 90_000
-_WRAP = 1 << 33
+CLOCK_HZ = 90_000
+WRAP = 1 << 33
 _VIDEO_STREAM_IDS = range(0xE0, 0xF0)
+_PMT_HEADER = 12
 _PES_HEADER = 14  # start code, stream id, length, two flag bytes, header length, PTS
 
 
@@ -48,7 +49,7 @@ def time_span(file: BinaryIO) -> tuple[float, float] | None:
     video: int | None = None
     first = last = earliest = latest = 0
     for packet in _packets(file):
-        pts = _video_pts(packet)
+        pts = video_pts(packet)
         pid = int.from_bytes(packet[1:3], "big") & 0x1FFF
         if pts is None or video not in {None, pid}:
             continue
@@ -56,12 +57,12 @@ def time_span(file: BinaryIO) -> tuple[float, float] | None:
             video, first = pid, pts
             last = earliest = latest = first
         # The nearest value that reads as this PTS: B-frames step back, a wrap does not.
-        last += (pts - last + _WRAP // 2) % _WRAP - _WRAP // 2
+        last += (pts - last + WRAP // 2) % WRAP - WRAP // 2
         earliest, latest = min(earliest, last), max(latest, last)
     if video is None:
         return None
-    begin = earliest % _WRAP
-    return begin / _CLOCK_HZ, (begin + latest - earliest) / _CLOCK_HZ
+    begin = earliest % WRAP
+    return begin / CLOCK_HZ, (begin + latest - earliest) / CLOCK_HZ
 
 
 def _good_size(descriptor: int) -> int:
@@ -86,13 +87,21 @@ def _packets(file: BinaryIO) -> Iterator[bytes]:
         yield packet
 
 
-def _video_pts(packet: bytes) -> int | None:
+def payload(packet: bytes) -> bytes:
+    """Return what a whole packet carries; nothing where it is damaged, scrambled or carries nothing."""
+    if packet[1] & 0x80 or packet[3] & 0xC0 or not packet[3] & 0x10:
+        return b""
+    return packet[4 + (1 + packet[4] if packet[3] & 0x20 else 0) :]
+
+
+def is_random_access(packet: bytes) -> bool:
+    """Tell whether the writer marked a packet as one where decoding can begin."""
+    return bool(packet[3] & 0x20 and packet[4] and packet[5] & 0x40)
+
+
+def video_pts(packet: bytes) -> int | None:
     """Return the PTS of the video frame that begins in this packet, in ticks of 90 kHz."""
-    has_error, is_start = packet[1] & 0x80, packet[1] & 0x40
-    is_scrambled, has_adaptation, has_payload = packet[3] & 0xC0, packet[3] & 0x20, packet[3] & 0x10
-    if has_error or is_scrambled or not is_start or not has_payload:
-        return None
-    pes = packet[4 + (1 + packet[4] if has_adaptation else 0) :]
+    pes = payload(packet) if packet[1] & 0x40 else b""
     if len(pes) < _PES_HEADER or pes[:3] != b"\0\0\1" or pes[3] not in _VIDEO_STREAM_IDS:
         return None
     if not pes[7] & 0x80:
@@ -101,3 +110,44 @@ def _video_pts(packet: bytes) -> int | None:
     if not high & middle & low & 1:  # marker bits, always 1
         return None
     return (high >> 1 & 0x07) << 30 | (middle >> 1) << 15 | low >> 1
+
+
+def seconds_between(earlier: int, later: int) -> float:
+    """Return the seconds from one PTS to another, below 0 where it runs backwards; a wrap is undone."""
+    return ((later - earlier + WRAP // 2) % WRAP - WRAP // 2) / CLOCK_HZ
+
+
+def pes_content(pes: bytes) -> bytes:
+    """Return what follows the header of a PES packet that begins here."""
+    return pes[9 + pes[8] :] if len(pes) > _PES_HEADER else b""
+
+
+def map_pid(section: bytes) -> int | None:
+    """Return the PID of the first program's map from the payload of a PAT packet (2.4.4.3)."""
+    entries = _section(section, table=0x00)
+    for at in range(8, len(entries) - 3, 4):
+        if entries[at : at + 2] != b"\0\0":
+            return int.from_bytes(entries[at + 2 : at + 4], "big") & 0x1FFF
+    return None
+
+
+def streams(section: bytes) -> list[tuple[int, int]]:
+    """Return the PID and stream type of each stream from the payload of a PMT packet (2.4.4.8)."""
+    table = _section(section, table=0x02)
+    if len(table) < _PMT_HEADER:
+        return []
+    at, found = _PMT_HEADER + (int.from_bytes(table[10:12], "big") & 0x0FFF), []
+    while at + 5 <= len(table):
+        found.append((int.from_bytes(table[at + 1 : at + 3], "big") & 0x1FFF, table[at]))
+        at += 5 + (int.from_bytes(table[at + 3 : at + 5], "big") & 0x0FFF)
+    return found
+
+
+def _section(content: bytes, *, table: int) -> bytes:
+    """Return a table that begins in this payload, without its checksum; ffmpeg's fit in one packet."""
+    if not content or len(content) < content[0] + 12:
+        return b""
+    body = content[1 + content[0] :]
+    if len(body) < 8 or body[0] != table:  # noqa: PLR2004 - the header of a table
+        return b""
+    return body[: max(0, 3 + (int.from_bytes(body[1:3], "big") & 0x0FFF) - 4)]

@@ -1,288 +1,224 @@
-"""A small JPEG of what a camera shows, made from its segments when somebody looks.
+"""What a video stream says about its pictures: key frames, parameter sets, codec and size.
 
-The freshest pictures are in the segment that ffmpeg is writing: closed ones are gone within milliseconds.
-The last whole key frame is cut out of it here, in Python, and one ffmpeg at a time, niced and limited, makes
-a picture of that frame alone. Segments are only read, and nothing is read when nobody looks.
+Only the few fields that tell one picture format from another are read, from at most so many bytes, whatever
+stands in them: a stream may lie, end in the middle, or be noise. H.264 is ITU-T H.264 (7.3), H.265 is ITU-T
+H.265 (7.3); a start code is 00 00 01 in both (annex B).
 """
 
-import os
-import resource
-import stat
-import sys
-import tempfile
-import time
-from collections import OrderedDict
-from collections.abc import Collection
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from io import BytesIO
-from pathlib import Path
-from threading import Event
-from typing import Final
+from dataclasses import dataclass
 
-import structlog
+START_CODE = b"\0\0\1"
+H264, H265 = "h264", "h265"
 
-from capture import mpegts
-from capture.process import Child, Output, Stream
-from capture.segment import open_name
-from capture.settings import child_environment
-from capture.spool import OPEN, Spool
+_LONGEST_SET = 512  # bytes of a sequence parameter set that are read; real ones have about 30
+_LONGEST_GOLOMB = 32  # leading zero bits
+_LARGEST_SIDE = 65535  # pixels
+_MORE = 0xFF
+_RECOVERY_POINT = 6  # the same number in both codecs
+_MOST_SEI_MESSAGES = 32
 
-REACH: Final = mpegts.PACKET * 12_000  # bytes of a file that are looked at, from its end and its beginning
-SIDE: Final = 480  # pixels; the longer side of the picture
-LARGEST_JPEG: Final = 128 * 1024  # bytes
-MOST_PICTURES: Final = 128
-FRESH_SECONDS: Final = 2.0  # a picture younger than this is not made again
-FFMPEG_SECONDS: Final = 5.0
-_FFMPEG_MEMORY: Final = 1024**3  # bytes of address space
-_MOST_PIXELS: Final = 40_000_000  # of a camera: 8K has 33 million
-_STARTS: Final = frozenset(bytes([number]) for number in range(0xE0, 0xF0))  # stream ids of video
-_SMALL: Final = f"'min({SIDE},iw)':'min({SIDE},ih)'"
-_RANDOM_ACCESS: Final = 0x40
-
-log = structlog.get_logger()
+_H264_IDR, _H264_SEI, _H264_SPS, _H264_PPS = 5, 6, 7, 8
+_H264_SLICES = range(1, 6)
+_H265_IRAP, _H265_SPS, _H265_PPS, _H265_SEI = range(16, 24), 33, 34, 39
+_H265_SLICES = range(32)
+# Profiles whose set has the chroma format and scaling lists (7.3.2.1.1).
+_H264_HIGH = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 
 
-@dataclass(frozen=True)
-class KeyFrame:
-    """A key frame cut out of a transport stream, which plays by itself; its place in the file in bytes."""
-
-    data: bytes
-    offset: int
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
-    """A JPEG; what it shows, when that was, and when it was last looked for (both monotonic seconds)."""
+    """The format of a picture: codec, and pixels where they could be read."""
 
-    jpeg: bytes
-    shows: tuple[str, str, int]
-    taken_at: float
-    looked_at: float
+    codec: str
+    width: int | None = None
+    height: int | None = None
 
+    def differs(self, other: "Picture") -> bool:
+        """Tell whether both are surely not of one format; what could not be read differs from nothing."""
+        if self.codec != other.codec:
+            return True
+        sizes = (self.width, self.height), (other.width, other.height)
+        return None not in {self.width, other.width} and sizes[0] != sizes[1]
 
-def last_key_frame(stream: bytes, header: bytes) -> KeyFrame | None:
-    """Return the last key frame of which every packet is there; None where there is none. Pure.
-
-    `stream` is whole packets, `header` the beginning of its file: its tables are put before the frame.
-    """
-    after: dict[int, int] = {}  # of each stream, where the frame begins that comes next in the file
-    for at in range(len(stream) - mpegts.PACKET, -1, -mpegts.PACKET):
-        packet = stream[at : at + mpegts.PACKET]
-        if packet[0] != mpegts.SYNC:
-            return None
-        if not packet[1] & 0x40 or not _is_video_start(packet):
-            continue
-        pid = _pid(packet)
-        if pid in after and packet[3] & 0x20 and packet[4] and packet[5] & _RANDOM_ACCESS:
-            frame = _only(stream[at : after[pid]], pid)
-            return KeyFrame(_tables(header) + frame, at)
-        after[pid] = at
-    return None
+    def __str__(self) -> str:
+        return self.codec if self.width is None else f"{self.codec} {self.width}x{self.height}"
 
 
-def _pid(packet: bytes) -> int:
-    return int.from_bytes(packet[1:3], "big") & 0x1FFF
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What begins a frame: can a decoder begin there, its picture, and whether slices and sets were seen."""
+
+    is_key: bool
+    picture: Picture
+    has_slice: bool
+    has_sets: bool
 
 
-def _is_video_start(packet: bytes) -> bool:
-    if not packet[3] & 0x10:
-        return False
-    payload = 4 + (1 + packet[4] if packet[3] & 0x20 else 0)
-    return packet[payload : payload + 3] == b"\0\0\1" and packet[payload + 3 : payload + 4] in _STARTS
-
-
-def _only(stream: bytes, pid: int) -> bytes:
-    packets = (stream[at : at + mpegts.PACKET] for at in range(0, len(stream), mpegts.PACKET))
-    return b"".join(packet for packet in packets if _pid(packet) == pid)
-
-
-def _tables(header: bytes) -> bytes:
-    """Return what stands before the first video of a file: the tables that say what is in it."""
-    for at in range(0, len(header) - mpegts.PACKET + 1, mpegts.PACKET):
-        packet = header[at : at + mpegts.PACKET]
-        if packet[1] & 0x40 and _is_video_start(packet):
-            return header[:at]
-    return b""
-
-
-def picture_command(ffmpeg: str, descriptor: int) -> list[str]:
-    """Return the command that reads one frame from an open file and writes a JPEG to standard output."""
-    return [
-        *(ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "error"),
-        *("-threads", "1", "-max_pixels", str(_MOST_PIXELS)),
-        *("-protocol_whitelist", "pipe", "-f", "mpegts", "-i", f"pipe:{descriptor}"),
-        *("-map", "0:v:0", "-frames:v", "1", "-filter_threads", "1", "-threads", "1"),
-        # Never larger than it is, and both sides bounded: what a camera says of its size is not trusted.
-        *(
-            "-vf",
-            f"scale='min({SIDE},iw)':'min({SIDE},ih)':force_original_aspect_ratio=decrease,format=yuvj420p",
-        ),
-        *("-c:v", "mjpeg", "-q:v", "5", "-f", "mjpeg", "pipe:1"),
-    ]
-
-
-class Pictures:
-    """The latest picture of each camera, made when asked for. For one thread, that outlives its calls."""
-
-    def __init__(self, spool: Spool, ffmpeg: str, *, hidden: Collection[str] = ()) -> None:
-        """`hidden` are environment variables that hold secrets, and that ffmpeg does not need."""
-        self._spool = spool
-        self._ffmpeg = ffmpeg
-        self._hidden = hidden
-        self._made: OrderedDict[str, Picture] = OrderedDict()
-        self._closing = Event()
-        self._rests_until = 0.0  # monotonic seconds
-        self._unusable: dict[str, tuple[str, str, int]] = {}  # the frame no picture could be made of
-        self._is_failing = False
-
-    def known(self, camera: str) -> Picture | None:
-        """Return the picture that is here already; for any thread."""
-        return self._made.get(camera)
-
-    def latest(self, camera: str) -> Picture | None:
-        """Return the newest picture of a camera, made anew if there is a newer frame; None without any."""
-        now = time.monotonic()
-        before = self._made.get(camera)
-        if before is not None and now - before.looked_at < FRESH_SECONDS:
-            return before
-        try:
-            found = self._look(camera, before)
-            self._is_failing = False
-        except Exception:
-            if not self._is_failing:
-                log.exception("picture_failed", camera=camera)
-            self._is_failing = True
-            found = None
-        if found is None:
-            return before
-        self._made[camera] = found
-        self._made.move_to_end(camera)
-        while len(self._made) > MOST_PICTURES:
-            self._made.popitem(last=False)
-        return found
-
-    def close(self) -> None:
-        """Have a picture that is being made given up."""
-        self._closing.set()
-
-    def _look(self, camera: str, before: Picture | None) -> Picture | None:
-        for session, path in self._files(camera):
-            try:
-                frame, age = _read(path)
-            except FileNotFoundError:  # closed, or delivered, meanwhile
-                continue
-            if frame is None:
-                continue
-            now = time.monotonic()
-            shows = (session, path.name, frame.offset)
-            if before is not None and before.shows == shows:
-                return replace(before, looked_at=now)
-            if shows == self._unusable.get(camera):
-                continue
-            if jpeg := self._make(frame):
-                return Picture(jpeg, shows, now - age, now)
-            self._unusable[camera] = shows
-        return None
-
-    def _files(self, camera: str) -> list[tuple[str, Path]]:
-        """Return where pictures may be, the newest first: what is open, then what is owed."""
-        sessions = self._spool.sessions(camera)[-1:]
-        found = []
-        for session in sessions:
-            base = self._spool.session_path(session)
-            numbers = self._spool.open_segments(session)
-            found += [(str(session), base / OPEN / open_name(number)) for number in numbers[-1:]]
-            found += [(str(session), base / str(owed)) for owed in self._spool.segments(session)[-1:]]
-        return found
-
-    def _make(self, frame: KeyFrame) -> bytes | None:
-        # Half of one core at most, however many look at however many cameras: it rests as long as it worked.
-        self._closing.wait(max(0.0, self._rests_until - time.monotonic()))
-        begun = time.monotonic()
-        try:
-            return self._run(frame)
-        finally:
-            ended = time.monotonic()
-            self._rests_until = ended + (ended - begun)
-
-    def _run(self, frame: KeyFrame) -> bytes | None:
-        descriptor = _as_file(frame.data)
-        try:
-            command = picture_command(self._ffmpeg, descriptor)
-            with (
-                Child(
-                    command,
-                    env=child_environment(self._hidden),
-                    stdout=Stream.PIPE,
-                    stderr=Stream.NULL,
-                    pass_fds=(descriptor,),
-                ) as child,
-                Output(child) as output,
-            ):
-                _make_modest(child.pid)
-                return self._collect(output)
-        finally:
-            os.close(descriptor)
-
-    def _collect(self, output: Output) -> bytes | None:
-        """Return what comes until the end; None if that is too much, too late, or nothing."""
-        deadline = time.monotonic() + FFMPEG_SECONDS
-        data = b""
-        while not output.eof:
-            left = deadline - time.monotonic()
-            if left <= 0 or len(data) > LARGEST_JPEG or self._closing.is_set():
-                return None
-            data += b"".join(chunk for _, chunk in output.read(min(left, 0.2)))
-        return data if data.startswith(b"\xff\xd8") and data.rstrip(b"\0").endswith(b"\xff\xd9") else None
-
-
-def _read(path: Path) -> tuple[KeyFrame | None, float]:
-    """Return the last key frame of a file, and its age in seconds as far as the file tells."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            return None, 0.0
-        size = mpegts.whole_packets(found.st_size)
-        start = max(0, size - REACH)
-        tail = os.pread(descriptor, size - start, start)
-        header = os.pread(descriptor, mpegts.PACKET * 64, 0) if start else tail
-        frame = last_key_frame(tail[: mpegts.whole_packets(len(tail))], header)
-        if frame is not None:
-            span = mpegts.time_span(BytesIO(tail[frame.offset :]))
-            later = span[1] - span[0] if span else 0.0
-            return replace(frame, offset=start + frame.offset), max(0.0, time.time() - found.st_mtime) + later
-        if start == 0:
-            return None, 0.0
-        head = os.pread(descriptor, REACH, 0)  # key frames are far apart: there is one at the beginning
-        return last_key_frame(head, head), max(0.0, time.time() - found.st_mtime)
-    finally:
-        os.close(descriptor)
-
-
-def _as_file(data: bytes) -> int:
-    """Return a descriptor of a nameless file with this content, at its beginning."""
-    if sys.platform == "linux":
-        descriptor = os.memfd_create("picture", os.MFD_CLOEXEC)
+def read_access(codec: str, payload: bytes) -> Access:
+    """Look into the beginning of a frame in annex B form; `payload` may be cut anywhere, or be noise."""
+    units = [unit for unit in payload.split(START_CODE)[1:] if unit]
+    if codec == H264:
+        kinds = [unit[0] & 0x1F for unit in units]
+        starts = {_H264_IDR}
+        slices, sps, pps, sei, head = _H264_SLICES, _H264_SPS, _H264_PPS, _H264_SEI, 1
     else:
-        with tempfile.TemporaryFile(buffering=0) as file:
-            descriptor = os.dup(file.fileno())
+        kinds = [unit[0] >> 1 & 0x3F for unit in units]
+        starts = set(_H265_IRAP)
+        slices, sps, pps, sei, head = _H265_SLICES, _H265_SPS, _H265_PPS, _H265_SEI, 2
+    # Of several sets the last counts: ffmpeg puts those of the session description before the camera's own.
+    size = next((_size(codec, u) for u, k in zip(units[::-1], kinds[::-1], strict=True) if k == sps), None)
+    recovers = any(k == sei and _recovers(unit[head:]) for unit, k in zip(units, kinds, strict=True))
+    return Access(
+        is_key=recovers or not starts.isdisjoint(kinds),
+        picture=Picture(codec, *(size or (None, None))),
+        has_slice=any(kind in slices for kind in kinds),
+        has_sets={sps, pps} <= set(kinds),
+    )
+
+
+def _size(codec: str, unit: bytes) -> tuple[int, int] | None:
+    bits = _Bits(unit[:_LONGEST_SET])
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+        width, height = _h264_size(bits) if codec == H264 else _h265_size(bits)
+    except _EndError:
+        return None
+    return (width, height) if 0 < width <= _LARGEST_SIDE and 0 < height <= _LARGEST_SIDE else None
 
 
-def _make_modest(pid: int) -> None:
-    """Let everything else go first, and bound what a hostile stream can make ffmpeg take."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, 19)
-        if sys.platform == "linux":
-            resource.prlimit(pid, resource.RLIMIT_AS, (_FFMPEG_MEMORY, _FFMPEG_MEMORY))
-            resource.prlimit(pid, resource.RLIMIT_CPU, (int(FFMPEG_SECONDS), int(FFMPEG_SECONDS)))
+def _recovers(messages: bytes) -> bool:
+    """Tell whether there is a recovery point among SEI messages: decoding can begin there as well."""
+    at = 0
+    for _ in range(_MOST_SEI_MESSAGES):
+        kind, at = _sei_number(messages, at)
+        size, at = _sei_number(messages, at)
+        if kind == _RECOVERY_POINT and at <= len(messages):
+            return True
+        at += size
+        if at >= len(messages):
+            return False
+    return False
+
+
+def _sei_number(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number written as a row of 255 and a rest, and where it ends."""
+    total = 0
+    while at < len(data):
+        total += data[at]
+        at += 1
+        if data[at - 1] != _MORE:
+            return total, at
+    return total, at + 1
+
+
+class _EndError(Exception):
+    """The set ends before its fields do, or a number is longer than any can be."""
+
+
+class _Bits:
+    """Reads a parameter set bit by bit, without its emulation prevention bytes."""
+
+    def __init__(self, unit: bytes) -> None:
+        data = unit.replace(b"\0\0\3", b"\0\0")
+        self._value = int.from_bytes(data, "big")
+        self._left = len(data) * 8
+
+    def take(self, count: int) -> int:
+        """Return the next `count` bits as a number."""
+        if count > self._left:
+            raise _EndError
+        self._left -= count
+        return self._value >> self._left & ((1 << count) - 1)
+
+    def golomb(self) -> int:
+        """Return a number in Exp-Golomb code, ue(v)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+            if zeros > _LONGEST_GOLOMB:
+                raise _EndError
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed_golomb(self) -> int:
+        """Return a number in signed Exp-Golomb code, se(v)."""
+        value = self.golomb()
+        return (value + 1) // 2 if value % 2 else -(value // 2)
+
+
+def _h264_size(bits: _Bits) -> tuple[int, int]:
+    bits.take(8)  # the unit's header
+    profile = bits.take(8)
+    bits.take(16)  # constraints, level
+    bits.golomb()  # id
+    chroma = _h264_chroma(bits) if profile in _H264_HIGH else 1
+    bits.golomb()  # log2_max_frame_num
+    _skip_order_count(bits)
+    bits.golomb()  # max_num_ref_frames
+    bits.take(1)
+    columns, rows = bits.golomb() + 1, bits.golomb() + 1
+    fields = 2 - bits.take(1)  # 2 where a picture may be made of two fields
+    if fields == 2:  # noqa: PLR2004 - as above
+        bits.take(1)
+    bits.take(1)
+    left, right, top, bottom = [bits.golomb() for _ in range(4)] if bits.take(1) else (0, 0, 0, 0)
+    unit_x = 2 if chroma in {1, 2} else 1
+    unit_y = (2 if chroma == 1 else 1) * fields
+    return columns * 16 - unit_x * (left + right), rows * 16 * fields - unit_y * (top + bottom)
+
+
+def _h264_chroma(bits: _Bits) -> int:
+    chroma = bits.golomb()
+    if chroma == 3:  # noqa: PLR2004 - 4:4:4
+        bits.take(1)
+    bits.golomb()
+    bits.golomb()
+    bits.take(1)
+    if bits.take(1):
+        for number in range(12 if chroma == 3 else 8):  # noqa: PLR2004 - 4:4:4
+            if bits.take(1):
+                _skip_scaling_list(bits, 16 if number < 6 else 64)  # noqa: PLR2004 - 4x4, then 8x8
+    return chroma
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed_golomb()) % 256
+        last = following or last
+
+
+def _skip_order_count(bits: _Bits) -> None:
+    kind = bits.golomb()
+    if kind == 0:
+        bits.golomb()
+    elif kind == 1:
+        bits.take(1)
+        bits.golomb()
+        bits.golomb()
+        for _ in range(min(bits.golomb(), 255)):
+            bits.golomb()
+
+
+def _h265_size(bits: _Bits) -> tuple[int, int]:
+    bits.take(16 + 4)  # the unit's header, the id of the video parameter set
+    layers = bits.take(3)
+    bits.take(1)
+    _skip_profile(bits, layers)
+    bits.golomb()  # id
+    chroma = bits.golomb()
+    if chroma == 3:  # noqa: PLR2004 - 4:4:4
+        bits.take(1)
+    width, height = bits.golomb(), bits.golomb()
+    left, right, top, bottom = [bits.golomb() for _ in range(4)] if bits.take(1) else (0, 0, 0, 0)
+    unit_x, unit_y = 2 if chroma in {1, 2} else 1, 2 if chroma == 1 else 1
+    return width - unit_x * (left + right), height - unit_y * (top + bottom)
+
+
+def _skip_profile(bits: _Bits, layers: int) -> None:
+    """Skip profile, tier and level (7.3.3) of a stream with `layers` + 1 temporal layers."""
+    bits.take(88 + 8)
+    present = [(bits.take(1), bits.take(1)) for _ in range(layers)]
+    if layers:
+        bits.take(2 * (8 - layers))
+    for has_profile, has_level in present:
+        bits.take(88 * has_profile + 8 * has_level)

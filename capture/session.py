@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +13,9 @@ from typing import Self
 import structlog
 
 from capture import mpegts
+from capture.cut import MOST_PIECES, seconds_before, split
 from capture.journal import Event
+from capture.scan import scan_file
 from capture.segment import SegmentName, SessionName, open_name, rfc3339
 from capture.source import Source
 from capture.spool import (
@@ -55,6 +57,15 @@ class Owed:
 
     segment: SegmentName
     size: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An unfinished segment: when it began by its file, its seconds, and its first stream time (seconds)."""
+
+    start: datetime
+    duration: float
+    first: float
 
 
 class Session:
@@ -105,26 +116,31 @@ class Session:
             raise BlockingIOError(11, "somebody holds the lock of a session that was just made", str(path))
         return cls(spool, name, lock, info)
 
-    def close_segment(self, sequence: int, start: datetime, duration: float) -> Owed | None:
+    def close_segment(
+        self, sequence: int, start: datetime, duration: float, *, event: Event = Event.CLOSED
+    ) -> Owed | None:
         """Make a finished segment durable and owed: fsync, rename, fsync directory, journal.
 
         `duration` in seconds. Returns None for an empty one: on a full disk ffmpeg also reports what it
         could not write. Raises OSError; whatever fails, the file is still there, open or owed.
         """
-        path = self.open_directory / open_name(sequence)
+        path = self.open_path(sequence)
         size = path.stat().st_size
         if size == 0 or (size != mpegts.whole_packets(size) and mpegts.trim(path) == 0):
             path.unlink()
             return None
-        return self._publish(path, SegmentName.of(sequence, start, duration), Event.CLOSED)
+        return self._publish(path, SegmentName.of(sequence, start, duration), event)
 
-    def salvage(self) -> list[Owed]:
-        """Close what a dead ffmpeg left open, cut to whole packets; remove what holds no packet."""
-        found = (self._salvage_one(number) for number in self.spool.open_segments(self.name))
-        return [segment for segment in found if segment is not None]
+    def open_path(self, sequence: int) -> Path:
+        """Return where a segment is while it is written."""
+        return self.open_directory / open_name(sequence)
 
-    def _salvage_one(self, sequence: int) -> Owed | None:
-        path = self.open_directory / open_name(sequence)
+    def measure(self, sequence: int) -> "Measured | None":
+        """Cut what a dead ffmpeg left open to whole packets, and say what is in it.
+
+        One that holds no packet is removed: None.
+        """
+        path = self.open_path(sequence)
         written_at = path.stat().st_mtime
         if mpegts.trim(path) == 0:
             path.unlink()
@@ -133,8 +149,32 @@ class Session:
             span = mpegts.time_span(file)
         duration = max(0.0, min(span[1] - span[0], 86400.0)) if span else 0.0
         start = datetime.fromtimestamp(written_at - duration, self.spool.clock.now().tzinfo)
-        name = SegmentName.of(sequence, start, duration)
-        return self._publish(path, name, Event.RECOVERED)
+        return Measured(start, duration, span[0] if span else 0.0)
+
+    def salvage(self) -> list[Owed]:
+        """Close what a dead ffmpeg left open, cut to whole packets, and in two where its picture changes."""
+        found: list[Owed] = []
+        for number in self.spool.open_segments(self.name):
+            measured = self.measure(number)
+            if measured is not None:
+                found += self._salvage_pieces(number, measured.start, measured.duration)
+        return found
+
+    def _salvage_pieces(self, sequence: int, start: datetime, duration: float) -> list[Owed]:
+        found: list[Owed | None] = []
+        for _ in range(MOST_PIECES):
+            path = self.open_path(sequence)
+            scan = scan_file(path)
+            if not scan.changes:
+                break
+            # A number that this ffmpeg has not come to: a session never gives one to two segments.
+            rest = max(self.spool.open_segments(self.name)) + 1
+            split(path, scan.changes[0], tables=scan.tables, rest=self.open_path(rest))
+            before = seconds_before(scan, scan.changes[0], duration)
+            found.append(self.close_segment(sequence, start, before, event=Event.RECOVERED))
+            sequence, start, duration = rest, start + timedelta(seconds=before), duration - before
+        found.append(self.close_segment(sequence, start, duration, event=Event.RECOVERED))
+        return [owed for owed in found if owed is not None]
 
     def _publish(self, path: Path, name: SegmentName, event: Event) -> Owed:
         with path.open("rb") as file:

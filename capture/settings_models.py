@@ -227,7 +227,7 @@ class Settings(_Section):
     def worker_environment(self) -> dict[str, str]:
         """Return the variables that give a worker these settings; no camera source is among them."""
         found = {}
-        for section in ("ingest", "spool", "broker"):
+        for section in ("ingest", "spool", "broker", "web"):
             model: BaseModel = getattr(self, section)
             for key, value in model:
                 if value is not None:

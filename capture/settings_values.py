@@ -14,10 +14,10 @@ from capture.source import parse_source
 from capture.timetable import parse_timetable
 
 EXAMPLE_CLOUD = "https://cloud.example.com"
-LOOPBACK = "127.0.0.1"
-LAST_PORT = 65535
 CAMERA_ID_RULE = "expected 1 to 64 ASCII letters, digits, '_', '.' or '-', beginning with a letter or digit"
 LONGEST_NAME = 200  # characters
+LOOPBACK = "127.0.0.1"
+LAST_PORT = 65535
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>ms|s|m|h|d)?\s*")
@@ -159,7 +159,7 @@ CloudUrl = Annotated[str, AfterValidator(_cloud_url)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 SourceText = Annotated[SecretStr, AfterValidator(_source)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
-Listen = Annotated[str, BeforeValidator(_listen)]
 FilePath = Annotated[Path, AfterValidator(_path)]
 MaxRate = Annotated[str, AfterValidator(_max_rate)]
+Listen = Annotated[str, BeforeValidator(_listen)]
 SuccessCode = Annotated[int, AfterValidator(_success_code)]

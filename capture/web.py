@@ -20,9 +20,9 @@ from typing import Any, Final
 from capture import __version__
 from capture.agent import Agent
 from capture.errors import RelayError
-from capture.picture import Picture, Pictures
 from capture.segment import rfc3339
 from capture.sink_http import Answer
+from capture.snapshot import Picture, Pictures
 from capture.spool import Spool
 from capture.status import read_broker, read_ingest, read_status
 from capture.status_journal import Journals

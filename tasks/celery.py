@@ -13,7 +13,7 @@ from capture.errors import ConfigError, RelayError
 from capture.handoff import configure
 from capture.log import configure_logging
 from capture.settings import Settings, load_settings
-from tasks import kombu_guard, pulse
+from tasks import kombu_guard, metrics, pulse
 from tasks.seldom import Seldom
 
 LONGEST_COUNTDOWN = 60.0
@@ -38,6 +38,7 @@ settings = _settings()
 app = Celery("relay-capture")
 configure(app, settings)
 pulse.install(app, settings)
+metrics.install(app, settings)
 
 
 @celeryd_after_setup.connect

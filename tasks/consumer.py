@@ -18,6 +18,7 @@ from celery import Celery
 from celery.worker.consumer import Consumer
 
 from capture.handoff import END_SESSION, RECOVER, REGISTER_CAMERA, SWEEP, UPLOAD_BATCH, UPLOAD_SEGMENT
+from tasks.metrics import metering
 from tasks.seldom import ADVICE, seldom
 
 log = structlog.get_logger()
@@ -149,6 +150,7 @@ class RelayConsumer(Consumer):
 
     def _refuse(self, message: Any, reason: str) -> None:  # noqa: ANN401 - kombu's
         seldom("message_refused", reason=reason, advice=ADVICE)
+        metering.meter().message_refused()
         if not message.acknowledged:
             message.ack_log_error(_KombuLog(), self.connection_errors)  # type: ignore[attr-defined]
 

@@ -55,6 +55,7 @@ def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT0
 
 
 def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
+    worker.meter.recover_ran()
     # In the middle of a backlog only the next batches count; the rest is for the ticks.
     is_tick = afresh or not going
     for session, segments in close_dead_sessions(worker.spool) if is_tick else []:
@@ -101,6 +102,7 @@ def _send_probe(worker: Worker, remembered: Remembered, tokens: Tokens) -> str:
             worker.app,
             upload_message(worker.settings.ingest, debt.session, debt.segment, probe.size, BACKLOG),
         )
+        worker.meter.recovered(1)
     return f"the cloud is down: sent {len(picked)} probe"
 
 
@@ -161,6 +163,7 @@ def _send_batch(worker: Worker, picked: list[Picked], queue: str) -> None:
     names = [[str(each.debt.session), str(each.debt.segment)] for each in picked]
     longest = max(attempt_seconds(worker.settings.ingest, each.size) for each in picked)
     publish(worker.app, Message(UPLOAD_BATCH, (names,), queue, time_limits(BATCH_SECONDS + longest)))
+    worker.meter.recovered(len(picked))
 
 
 def _tell_the_cloud(worker: Worker, remembered: Remembered, tokens: Tokens) -> None:

@@ -90,6 +90,7 @@ def _known(worker: Worker, session: str) -> SessionName | str:
         name = parse_session(session)
     except HostileNameError as error:
         seldom("message_refused", reason="its names are not ours", found=str(error), advice=ADVICE)
+        worker.meter.message_refused()
         return "refused: not a session of this spool"
     return name if worker.spool.has_session(name) else "nothing to do: the session is gone"
 
@@ -118,6 +119,7 @@ def _ask(worker: Worker, name: SessionName, file: str, request: Callable[[str], 
     if outcome.kind is Kind.TRANSIENT:
         raise TransientError(outcome.reason, outcome.retry_after)
     if outcome.kind is Kind.FATAL:
+        worker.meter.token_refused()
         note = worker.gate.refusal_note(outcome, name.camera)
         write_json(worker.spool.session_path(name) / REFUSED_FILE, note)
         log.error("token_refused", reason=outcome.reason, advice=note["advice"], camera=name.camera)

@@ -21,4 +21,5 @@ def sweep() -> str:
     if limits.retention is not None and (count := drop_expired(worker.spool, limits.retention)):
         log.error("segments_dropped", count=count, limit="spool.retention")
     removed = sweep_spool(worker.spool, sweep_after=limits.sweep_after, keep_rejected=limits.keep_rejected)
+    worker.meter.swept(len(removed))
     return f"removed {len(removed)} session directories"

@@ -1,5 +1,6 @@
 """Uploads: one live segment per message, several backlog segments per message."""
 
+import time
 from collections.abc import Sequence
 
 import structlog
@@ -10,6 +11,7 @@ from capture.errors import ConfigError
 from capture.gate import Verdict
 from capture.handoff import END_SESSION, LIVE, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, hint
 from capture.ingest import deadline_passed
+from capture.metrics_catalogue import HeldBack
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName
 from capture.spool import REFUSED_FILE, Debt
@@ -23,6 +25,7 @@ from tasks.celery import (
     app,
     tell_unfit,
 )
+from tasks.metrics import held_back, metering
 from tasks.seldom import ADVICE, seldom
 from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
@@ -106,15 +109,19 @@ def _upload(
             return "already delivered"
         if is_live and attempt == 1 and _is_late(worker, found):
             worker.leave_to_recover()
+            worker.meter.held_back(HeldBack.NEWER_FIRST)
             return "left to recover: newer video waits"
         outcome = _attempt(worker, found, attempt, is_live=is_live)
     if not isinstance(outcome, str):
+        if outcome.kind is Kind.OK:
+            worker.meter.confirmed(found, is_live=is_live)
         _end_if_over(worker, names[0])
     return outcome
 
 
 def _trouble(worker: Worker, segment: str, error: OSError) -> str:
     """Say that this machine's disk or mount is in trouble. It costs the attempt; the segment stays owed."""
+    worker.meter.local_error()
     if not worker.is_mounted():
         return NOT_MOUNTED
     log.error("segment_not_sent", segment=ascii(segment)[:80], reason=error.strerror)
@@ -138,6 +145,7 @@ def _end_if_over(worker: Worker, session: SessionName) -> None:
 
 def _hostile(found: str) -> str:
     seldom("message_refused", reason="its names are not ours", found=found, advice=ADVICE)
+    metering.meter().message_refused()
     return "refused: not a segment of this spool"
 
 
@@ -146,9 +154,11 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
     token = worker.token(camera)
     with worker.gate.admit(token) as admission:
         if not admission.may_try:
+            worker.meter.held_back(held_back(admission.verdict))
             return "owed: " + (
                 "the token is refused" if admission.verdict is Verdict.REFUSED else "the cloud is down"
             )
+        begun = time.monotonic()
         try:
             outcome, sha256 = worker.ingest.send_segment(
                 claimed, token, answer_seconds=admission.answer_seconds, is_live=is_live
@@ -156,6 +166,7 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
         except SoftTimeLimitExceeded:
             worker.drop_client()
             outcome, sha256 = deadline_passed(), ""
+        worker.meter.attempted(claimed, outcome, seconds=time.monotonic() - begun, attempt=attempt)
         if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
             worker.report(outcome, token, camera)
             _settle(worker, claimed, outcome, sha256, attempt)

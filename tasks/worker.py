@@ -24,6 +24,7 @@ from capture.spool import Spool
 from capture.timetable import parse_timetable
 from tasks.celery import app, settings
 from tasks.memory import Memory
+from tasks.metrics import metering
 
 LEFT_SECONDS = 2.0
 NOT_MOUNTED = "the spool is not mounted"
@@ -42,6 +43,8 @@ class Worker:
         self.memory = Memory(app, self.spool.id)
         self.lanes = Lanes(self.spool.state)
         self.shortlist = Shortlist(self.spool)
+        self.meter = metering.meter()
+        self.meter.watch(self.spool.journal)
         self._left_at = float("-inf")
         self._is_mounted = True
         self._tls: ssl.SSLContext | None = None

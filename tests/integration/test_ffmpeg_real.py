@@ -554,7 +554,8 @@ def test_a_stalled_http_stream_ends_with_its_video_kept_and_its_cause_told(ffmpe
         (401, FailureKind.UNAUTHORIZED),
         (403, FailureKind.FORBIDDEN),
         (404, FailureKind.NOT_FOUND),
-        (503, FailureKind.SERVER_ERROR),
+        (500, FailureKind.SERVER_ERROR),
+        (503, FailureKind.NO_SESSION),
     ],
 )
 def test_an_answer_of_a_web_camera_is_named(ffmpeg, tmp_path, web, status, kind):

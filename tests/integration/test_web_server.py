@@ -16,12 +16,12 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from capture import picture, web_server
+from capture import snapshot, web_server
 from capture.agent import Agent
 from capture.errors import ConfigError
 from capture.ffmpeg import find_ffmpeg
-from capture.picture import LARGEST_JPEG, Pictures
 from capture.settings import load_settings
+from capture.snapshot import LARGEST_JPEG, Pictures
 from capture.web import Site
 from capture.web_health import STILL_SECONDS, Heartbeat
 from capture.web_server import ACCEPTED_AT_ONCE, HEAD_LIMIT, MOST_ANSWERED, MOST_WAITING, WebServer
@@ -408,7 +408,7 @@ def test_a_link_in_the_place_of_a_segment_is_not_followed(spool, video, tmp_path
 
 
 def test_an_ffmpeg_that_hangs_is_given_up(spool, video, tmp_path, monkeypatch):
-    monkeypatch.setattr(picture, "FFMPEG_SECONDS", 0.5)
+    monkeypatch.setattr(snapshot, "FFMPEG_SECONDS", 0.5)
     hanging = tmp_path / "ffmpeg"
     hanging.write_text("#!/bin/sh\nexec sleep 300\n")
     hanging.chmod(0o755)

@@ -25,6 +25,7 @@ DOORS = {
     "click": {"cli", "operate", "config_commands", "doctor_commands"},
     "asyncio": {"web", "web_look", "web_server"},
     "tomllib": {"settings_layers"},
+    "prometheus_client": {"metrics_text"},
 }
 
 

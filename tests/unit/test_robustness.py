@@ -4,14 +4,11 @@ import os
 
 import pytest
 
-from capture.camera import Camera, CameraPlan
 from capture.claim import claim
-from capture.errors import ConfigError, RelayError, SpoolFullError
-from capture.ffmpeg import CaptureOptions
+from capture.errors import ConfigError
 from capture.gate import Gate, Verdict
 from capture.journal import Event, Journal
 from capture.settings import IngestSettings
-from capture.source import parse_source
 from capture.spool import read_json
 from capture.upkeep import close_dead_sessions, note_gap, requeue_rejected, sweep
 from tests.conftest import PACKET, add_segment, owing, start_session
@@ -85,31 +82,6 @@ def test_what_was_requeued_is_not_swept(spool):
         os.utime(path, (0, 0))
     assert sweep(spool, sweep_after=60, keep_rejected=60) == []
     assert spool.segments(session.name) == [segment]
-
-
-class _Ended:
-    def __init__(self, lines):
-        self._lines = lines
-
-    def lines(self):
-        return self._lines
-
-
-@pytest.mark.parametrize(
-    ("code", "lines", "error"),
-    [
-        (-9, [], RelayError),
-        (1, ["[error] av_interleaved_write_frame(): No space left on device"], SpoolFullError),
-        (0, [], type(None)),
-    ],
-)
-def test_a_file_that_was_captured_in_part_is_never_called_done(spool, code, lines, error):
-    plan = CameraPlan("door", "door", parse_source("clip.mp4"), CaptureOptions(2.0))
-    camera = Camera(plan, spool=spool, ffmpeg="ffmpeg", on_owed=lambda *_: None, on_session=lambda *_: None)
-    camera._segments = 3
-    run = type("Run", (), {"tail": _Ended(lines), "complaint": None})()
-    assert camera._judge(run, code) is None
-    assert type(camera.status().error) is error
 
 
 def test_an_unmounted_spool_is_a_configuration_error_and_not_a_traceback(spool):

@@ -10,9 +10,9 @@ import pytest
 from capture.camera import CameraStatus as Live
 from capture.errors import ConfigError, SourceError, UsageError
 from capture.mpegts import PACKET
-from capture.picture import last_key_frame, picture_command
 from capture.settings import load_settings
 from capture.sink_http import parse_head
+from capture.snapshot import last_key_frame, picture_command
 from capture.status import BrokerStatus, CameraStatus, IngestStatus, Status
 from capture.supervision import State
 from capture.web import PAGE, page_policy

@@ -1,0 +1,258 @@
+"""Follows the video of a segment, as it grows or when it is whole: key frames, codec, size, what changes.
+
+Only the packets in which a frame begins are looked at one by one, and only the beginnings of key frames are
+read: a megabyte takes about a millisecond, and nothing but those beginnings is kept.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from capture import mpegts
+from capture.mpegts import PACKET, SYNC
+from capture.picture import H264, H265, Picture, read_access
+
+NOT_CARRIED = "video that MPEG-TS cannot carry"
+CHUNK = PACKET * 2500  # bytes read at a time
+MOST_AT_ONCE = CHUNK * 64  # bytes; a look at a file that grows fast must not hold up its reader
+MOST_CHANGES = 16  # of the picture within one segment that are noted
+_BEGINNING = 16 * 1024  # bytes of a key frame that are read at most; parameter sets stand first
+_CODECS = {0x1B: H264, 0x24: H265, 0x01: "mpeg1", 0x02: "mpeg2", 0x10: "mpeg4", 0x42: "avs2", 0x33: "vvc"}
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Where a key frame begins whose picture differs from those before it: byte, PTS, and the new picture."""
+
+    offset: int
+    pts: int
+    picture: Picture
+
+
+@dataclass
+class _Beginning:
+    """A key frame whose first bytes are being gathered."""
+
+    offset: int
+    pts: int
+    payload: bytearray
+
+
+class Scan:
+    """What was found so far. Fed with a transport stream in order, in whatever pieces."""
+
+    def __init__(self) -> None:
+        self.codec: str | None = None
+        self.picture: Picture | None = None  # of the last key frame
+        self.first_picture: Picture | None = None
+        self.changes: list[Change] = []
+        self.frames = 0
+        self.key_frames = 0
+        self.has_sets = False  # parameter sets, where the codec has some
+        self.starts_with_key: bool | None = None
+        self.first_pts: int | None = None
+        self.key_interval = 0.0  # seconds in the stream, the longest between two key frames
+        self.tables = b""  # the packets that say what is where; a cut-off rest needs them in front
+        self.size = 0  # bytes taken in whole packets
+        self._last_key: int | None = None
+        self._map_pid: int | None = None
+        self._video_pid: int | None = None
+        self._rest = b""
+        self._beginning: _Beginning | None = None
+        self._is_broken = False
+        self.has_failed = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes. What follows a packet without its sync byte is not read."""
+        data = self._rest + data
+        whole = mpegts.whole_packets(len(data))
+        chunk, self._rest = data[:whole], data[whole:]
+        if self._is_broken or not chunk:
+            self._rest = b"" if self._is_broken else self._rest
+            return
+        marks = chunk[::PACKET]
+        if marks.count(SYNC) != len(marks):
+            self._is_broken = True
+            good = next(at for at, mark in enumerate(marks) if mark != SYNC)
+            chunk = chunk[: good * PACKET]
+        try:
+            self._read(chunk)
+        except Exception:
+            log.exception("scan_failed", then="the segment is delivered all the same")
+            self.has_failed = self._is_broken = True
+        self.size += len(chunk)
+
+    @property
+    def seconds_to_last_key(self) -> float:
+        """How far into the stream the last key frame is."""
+        if self.first_pts is None or self._last_key is None:
+            return 0.0
+        return mpegts.seconds_between(self.first_pts, self._last_key)
+
+    def finish(self) -> None:
+        """Judge the key frame that was still being gathered."""
+        if self._beginning is not None and not self.has_failed:
+            self._judge(self._beginning)
+
+    def unplayable(self) -> str | None:
+        """Say why a whole segment cannot be played by itself; None if nothing speaks against it."""
+        if self.has_failed:
+            return None
+        if self._video_pid is None or not self.frames:
+            return NOT_CARRIED
+        if self.codec in {H264, H265} and not self.has_sets:
+            return "a segment without decodable video"
+        if not self.starts_with_key:
+            return "a segment without a key frame at its start"
+        return None
+
+    def _read(self, chunk: bytes) -> None:
+        at = 0 if self._video_pid is not None else self._find_video(chunk)
+        if self._video_pid is None:
+            return
+        while at < len(chunk):
+            if self._beginning is not None:
+                at = self._gather(chunk, at, self._beginning)
+                continue
+            at = _next_start(chunk, at, self._video_pid)
+            if at < len(chunk):
+                self._begin(chunk[at : at + PACKET], self.size + at)
+                at += PACKET
+
+    def _find_video(self, chunk: bytes) -> int:
+        """Look for the tables; return where the packets after them begin."""
+        for at in range(0, len(chunk), PACKET):
+            packet = chunk[at : at + PACKET]
+            pid = _pid(packet)
+            if pid == 0 and self._map_pid is None:
+                self._map_pid = mpegts.map_pid(mpegts.payload(packet))
+                self.tables = packet
+            elif pid == self._map_pid and self._map_pid:
+                self._take_map(packet)
+                if self._video_pid is not None:
+                    return at + PACKET
+        return len(chunk)
+
+    def _take_map(self, packet: bytes) -> None:
+        for pid, kind in mpegts.streams(mpegts.payload(packet)):
+            if kind in _CODECS:
+                self._video_pid, self.codec = pid, _CODECS[kind]
+                self.tables += packet
+                return
+
+    def _begin(self, packet: bytes, offset: int) -> None:
+        pts = mpegts.video_pts(packet)
+        if pts is None:
+            return
+        self.frames += 1
+        if self.first_pts is None:
+            self.first_pts = pts
+        if not mpegts.is_random_access(packet):
+            self.starts_with_key = bool(self.starts_with_key)
+            return
+        content = bytearray(mpegts.pes_content(mpegts.payload(packet)))
+        self._beginning = _Beginning(offset, pts, content)
+
+    def _gather(self, chunk: bytes, at: int, beginning: _Beginning) -> int:
+        """Add packets of the frame until it is long enough or the next one begins; return where that is."""
+        while at < len(chunk) and len(beginning.payload) < _BEGINNING:
+            packet = chunk[at : at + PACKET]
+            if _pid(packet) == self._video_pid:
+                if packet[1] & 0x40:
+                    break
+                beginning.payload += mpegts.payload(packet)
+            at += PACKET
+        if at < len(chunk) or len(beginning.payload) >= _BEGINNING:
+            self._judge(beginning)
+        return at
+
+    def _judge(self, beginning: _Beginning) -> None:
+        """Decide whether a frame that the writer marked is a key frame, and whether its picture is new."""
+        self._beginning = None
+        picture = Picture(self.codec or "")
+        if self.codec in {H264, H265}:
+            access = read_access(self.codec, bytes(beginning.payload))
+            # Where much else comes before the slices, the mark is believed.
+            is_key = access.is_key or not access.has_slice
+            picture = access.picture
+            self.has_sets = self.has_sets or access.has_sets
+        else:
+            is_key = True
+        if self.starts_with_key is None:
+            self.starts_with_key = is_key
+        if is_key:
+            self._take_key(beginning, picture)
+
+    def _take_key(self, beginning: _Beginning, picture: Picture) -> None:
+        self.key_frames += 1
+        if self._last_key is not None:
+            interval = mpegts.seconds_between(self._last_key, beginning.pts)
+            self.key_interval = max(self.key_interval, interval)
+        self._last_key = beginning.pts
+        if self.first_picture is None or self.first_picture.width is None:
+            self.first_picture = picture
+        elif self.picture is not None and self.picture.differs(picture) and len(self.changes) < MOST_CHANGES:
+            self.changes.append(Change(beginning.offset, beginning.pts, picture))
+        if self.picture is None or picture.width is not None:
+            self.picture = picture
+
+
+class GrowingScan:
+    """Scans a file that is being written, at each look what came since the last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scan = Scan()
+        self._offset = 0
+
+    def look(self) -> Scan:
+        """Read what is new, at most `MOST_AT_ONCE`; a file that is not there yet is empty. Raises OSError."""
+        self._advance()
+        return self.scan
+
+    def conclude(self) -> Scan:
+        """Read the rest of a file that will not grow any more. Raises OSError."""
+        while self._advance():
+            pass
+        self.scan.finish()
+        return self.scan
+
+    def _advance(self) -> bool:
+        """Tell whether there may be more."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            for _ in range(MOST_AT_ONCE // CHUNK):
+                data = os.pread(descriptor, CHUNK, self._offset)
+                if not data:
+                    return False
+                self._offset += len(data)
+                self.scan.feed(data)
+        finally:
+            os.close(descriptor)
+        return True
+
+
+def scan_file(path: Path) -> Scan:
+    """Scan a whole file. Raises OSError."""
+    return GrowingScan(path).conclude()
+
+
+def _pid(packet: bytes) -> int:
+    return int.from_bytes(packet[1:3], "big") & 0x1FFF
+
+
+def _next_start(chunk: bytes, at: int, pid: int) -> int:
+    """Return where the next packet stands in which a frame of this PID begins, or the chunk's end."""
+    high, low = chunk[at + 1 :: PACKET], chunk[at + 2 :: PACKET]
+    mark, found = 0x40 | pid >> 8, -1
+    while (found := high.find(mark, found + 1)) >= 0:
+        if low[found] == pid & 0xFF:
+            return at + found * PACKET
+    return len(chunk)
