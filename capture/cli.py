@@ -10,7 +10,8 @@ import click
 
 from capture import __version__
 from capture.config_commands import config
-from capture.doctor_commands import COMMANDS as DOCTORS
+from capture.discover_commands import discover
+from capture.doctor_commands import doctor
 from capture.errors import RelayError, UsageError
 from capture.operate import COMMANDS
 
@@ -217,7 +218,7 @@ def demo(seconds: int, outage: str | None, keep: Path | None, *, plain: bool) ->
     return run_demo(seconds=seconds, outage=outage, keep=keep, plain=plain)
 
 
-for _command in (*COMMANDS, *DOCTORS, config):
+for _command in (*COMMANDS, doctor, discover, config):
     cli.add_command(_command)
 
 __all__ = ["UsageError", "cli", "main"]

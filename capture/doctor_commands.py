@@ -79,6 +79,3 @@ def _lines(check: "Check") -> Iterator[str]:
 def _plain(text: str) -> str:
     """Return text that cannot move a terminal's cursor: some of it comes from cameras and servers."""
     return printable(text).replace("\n", " ")
-
-
-COMMANDS = (doctor,)

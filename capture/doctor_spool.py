@@ -27,8 +27,8 @@ _PROBE_BYTES = 64 * 1024
 _MOUNTS = Path("/proc/self/mountinfo")
 _GONE_WITH_POWER = {"tmpfs", "ramfs", "overlay", "aufs", "rootfs", "squashfs"}
 _LOCKS = {
-    "nfs": "mount it without nolock and local_lock, so that flock holds between hosts (NFSv4, or NFSv3 with its "
-    "lock service)",
+    "nfs": "mount it without nolock and local_lock, so that flock holds between hosts (NFSv4, or NFSv3 with "
+    "its lock service)",
     "cifs": "mount it without nobrl, so that flock holds between hosts",
     "fuse": "make sure that its flock holds between hosts, or let only one host use this spool",
     "other": "make sure that flock holds between hosts (CephFS, GlusterFS and Lustre have options)",

@@ -134,6 +134,10 @@ class Source:
         login = f"{self._login.encoded}@" if self._login else ""
         return f"{self._head}{login}{self._host}{self._rest}"
 
+    def without_login(self) -> "Source":
+        """Return this source without user and password; what secrets its path or query holds stay."""
+        return replace(self, _login=None)
+
     def with_login(self, user: str, password: str | None) -> "Source":
         """Return this source with a login, taken as it is: nothing in it is read as an escape.
 

@@ -275,12 +275,13 @@ def test_a_camera_is_described_with_its_sound_and_its_clock_and_no_password_show
 
 
 def test_rare_key_frames_and_another_codec_are_told_together(rtsp_camera, ffmpeg):
-    camera = rtsp_camera(codec="h265", key_seconds=10, loop_seconds=20)
+    camera = rtsp_camera(codec="h265", key_seconds=60, loop_seconds=60)
 
     _, warned = seen(camera.url, ffmpeg)
 
     assert warned.keys() == {"codec", "key frames"}
     assert warned["codec"].found == "H.265, not H.264"
+    assert re.match(r"key frames are 1\d\.\d s or more apart", warned["key frames"].found)
     assert "interval" in warned["key frames"].fix
 
 

@@ -79,6 +79,16 @@ def test_key_frames_that_are_rare_or_missing_are_a_warning(look, seconds, is_lon
     assert found == warned
 
 
+def test_key_frames_that_stop_coming_are_as_far_apart_as_was_seen():
+    look = look_at(key_every=1.0, seconds=1.0)
+    for number in range(11, 100):
+        look.take(b"0, %d, %d, 9000, 100, 0xaa, F=0x0" % (number * 9000, number * 9000), 100 + number / 10)
+
+    figures, warned, _ = judged(look)
+
+    assert (figures.key_seconds, figures.is_longer, warned) == (pytest.approx(8.9), True, {"key frames"})
+
+
 def test_key_frames_further_apart_than_a_segment_are_a_warning_however_near():
     assert judged(look_at(key_every=3.0, seconds=7), segment_seconds=2.0)[1] == {"key frames"}
     assert judged(look_at(key_every=3.0, seconds=7), segment_seconds=3.0)[1] == set()
