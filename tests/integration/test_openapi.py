@@ -91,6 +91,42 @@ def test_the_sink_refuses_what_the_document_does_not_allow(sink, label):
     check()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "no id"},
+        {"id": "a/b"},
+        {"id": "a" * 65},
+        {"id": "never", "name": 7},
+        {"id": "never", "source_url": None},
+        {"id": "never", "metadata": []},
+        {"id": "never", "metadata": {"managed_by": 1}},
+        {"id": "never", "metadata": {"ingest_transport": {}}},
+        {"id": "never", "metadata": {"source_type": "http"}},
+        {"id": "never", "metadata": {"source_type": ["rtsp"]}},
+    ],
+)
+def test_each_rule_of_a_registration_is_the_documents_and_the_sinks(sink, wrong):
+    components = SCHEMA.raw_schema["components"]
+    assert not is_valid({**components["schemas"]["Camera"], "components": components}, wrong)
+    answer = httpx.post(f"{sink.url}/api/cameras", headers={"X-API-Key": TOKEN}, json=wrong)
+    assert answer.status_code == 400
+    assert wrong.get("id") not in sink.cameras
+
+
+def test_what_no_schema_can_say_of_a_segment_is_refused_too(sink):
+    def send(body: bytes, **headers: str) -> int:
+        url = f"{sink.url}/api/stream/ingest/strict"
+        return httpx.post(url, headers={"X-API-Key": TOKEN, **headers}, content=body).status_code
+
+    nothing = base64.b64encode(hashlib.sha256(b"").digest()).decode()
+    assert send(b"", **{"Content-Digest": f"sha-256=:{nothing}:", "Idempotency-Key": "s/1"}) == 400
+    assert send(b"G" * 188, **{"Content-Digest": f"sha-256=:{nothing}:", "Idempotency-Key": "s/1"}) == 400
+    assert send(b"G" * 188, **{"Idempotency-Key": "s/1"}) == 204
+    assert send(b"G" * 188, **{"Idempotency-Key": "s/1"}) == 409
+    assert send(b"H" * 188, **{"Idempotency-Key": "s/1"}) == 422
+
+
 @pytest.mark.parametrize("path", SCHEMA.raw_schema["paths"])
 def test_another_method_is_405_and_says_which_there_are(sink, path):
     allowed = {method.upper() for method in SCHEMA.raw_schema["paths"][path]} - {"PARAMETERS"}

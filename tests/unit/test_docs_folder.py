@@ -58,7 +58,7 @@ def assigned(module: ast.Module, name: str) -> set[str]:
 
 
 def is_log_call(call: ast.Call) -> bool:
-    """Tell whether it says something loudly: by a log, or by a `Seldom`, which says it at most once a minute."""
+    """Tell whether it says something loudly: by a log, or by a `Seldom`, which says it seldom."""
     match call.func:
         case ast.Attribute(value=ast.Name(id="log") | ast.Attribute(attr="_log"), attr=level):
             return level in LOUD
