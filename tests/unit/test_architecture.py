@@ -26,7 +26,7 @@ DOORS = {
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
     "click": {"cli", "operate", "config_commands", "doctor_commands", "discover_commands"},
-    "asyncio": {"web", "web_look", "web_server", "discover_onvif"},
+    "asyncio": {"discover_onvif", "web", "web_look", "web_server"},
     "tomllib": {"settings_layers"},
     "prometheus_client": {"metrics_text"},
 }
