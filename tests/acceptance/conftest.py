@@ -38,15 +38,15 @@ TAIL = 4000  # characters
 
 
 class Relay:
-    """A running `relay-capture`, its standard error in a file."""
+    """A running `relay-capture`, or another `command`, its standard error in a file."""
 
-    def __init__(self, arguments: list[str], *, env: Mapping[str, str], log: Path):
+    def __init__(self, arguments: list[str], *, env: Mapping[str, str], log: Path, command: Path = COMMAND):
         self.mark = uuid.uuid4().hex
         self.runtime = Path(env["XDG_RUNTIME_DIR"])  # where `up` makes its private directory
         self._log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [str(COMMAND), *arguments],
+                [str(command), *arguments],
                 env={**env, MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
