@@ -35,11 +35,11 @@ class Watched(bootsteps.StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:  # noqa: ANN401
-        """Begin with events off, unless the worker was started with ``-E``."""
+        """Begin quietly, unless somebody watched just now, or the worker was started with ``-E``."""
         if not consumer.event_dispatcher.groups:
             return
-        if not self._is_watched():
-            consumer.event_dispatcher.disable()
+        if not self._is_told:
+            self._quiet(consumer)
         self._timer = consumer.timer.call_repeatedly(LOOK_SECONDS, self._look, (consumer,))
 
     def stop(self, consumer: Any) -> None:  # noqa: ANN401
@@ -48,36 +48,42 @@ class Watched(bootsteps.StartStopStep):
             self._timer.cancel()
             self._timer = None
 
-    def asked(self, dispatcher: Any) -> None:  # noqa: ANN401
-        """Somebody watches; he has to ask again within a minute."""
+    def info(self, consumer: Any) -> Any:  # noqa: ANN401
+        """Tell what `inspect stats` shows of the broker; Celery's own shows a socket with its password."""
+        if consumer.connection is None:
+            return {}
+        found = {**consumer.connection.info(), "hostname": consumer.connection.as_uri()}
+        found.pop("password", None)
+        return {"broker": found}
+
+    def asked(self, consumer: Any) -> None:  # noqa: ANN401
+        """Send events: somebody watches, and has to ask again within a minute."""
         self._asked_at = time.monotonic()
-        if not dispatcher.groups:
+        if self._is_told or not consumer.event_dispatcher.groups:
             return
-        if TASKS not in dispatcher.groups:
-            dispatcher.groups.add(TASKS)
-        if not dispatcher.enabled:
-            dispatcher.enable()
-        if not self._is_told:
-            self._is_told = True
-            log.info("events_sent", reason="somebody watches the workers")
+        self._is_told = True
+        consumer.event_dispatcher.groups.add(TASKS)
+        consumer.heart.start()
+        log.info("events_sent", reason="somebody watches the workers")
 
     def _look(self, consumer: Any) -> None:  # noqa: ANN401
-        if self._is_watched() or not self._is_told:
-            return
-        self._is_told = False
-        consumer.event_dispatcher.disable()
-        log.info("events_ended", reason="nobody watches the workers any more")
+        if self._is_told and time.monotonic() - self._asked_at >= UNWATCHED_SECONDS:
+            self._is_told = False
+            self._quiet(consumer)
+            log.info("events_ended", reason="nobody watches the workers any more")
 
-    def _is_watched(self) -> bool:
-        return time.monotonic() - self._asked_at < UNWATCHED_SECONDS
+    def _quiet(self, consumer: Any) -> None:  # noqa: ANN401
+        # Not the dispatcher itself: Celery looks once, at the start, whether it is on.
+        consumer.event_dispatcher.groups.discard(TASKS)
+        consumer.heart.stop()
 
 
 def enable_events(state: Any) -> Any:  # noqa: ANN401 - Celery's signature
     """Answer Flower's request for events in the place of Celery's own command."""
     consumer = state.consumer
-    if consumer.event_dispatcher is None:
+    if consumer.event_dispatcher is None or consumer.heart is None:
         return {"error": "not ready"}
-    consumer.watched.asked(consumer.event_dispatcher)
+    consumer.watched.asked(consumer)
     return {"ok": "task events enabled"}
 
 
