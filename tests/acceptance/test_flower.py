@@ -209,7 +209,7 @@ def test_the_page_of_tasks_says_it_in_words_and_red(relay_with_trouble, flower, 
             each for each in found.find_elements(By.CSS_SELECTOR, ".badge") if "FAILURE" in each.text
         )
         red, green, blue = (
-            int(part) for part in badge.value_of_css_property("color").strip("rgba()").split(",")[:3]
+            int(part) for part in badge.value_of_css_property("background-color").strip("rgba()").split(",")[:3]
         )
         assert red > green
         assert red > blue
