@@ -13,8 +13,10 @@ import tempfile
 
 FD_VARIABLE = "RELAY_ARGV_FD"
 MASK = "***"
-_SECRET_FLAGS = {"--token", "-t", "--source", "-s", "--broker"}
+_ALWAYS = {"--token", "-t", "--user", "--password"}  # the last is no flag, and somebody will type it
+_SECRET_FLAGS = _ALWAYS | {"--source", "-s", "--broker"}
 _CLUSTER = re.compile(r"(-[^-ts]*[ts])(.*)", re.DOTALL)
+_LOGIN = re.compile(r"://.*@", re.DOTALL)  # in an address that lost its flag
 _HARMLESS = re.compile(r"(?![a-z][a-z0-9+.-]*://)(?!.*@).*", re.IGNORECASE | re.DOTALL)
 
 
@@ -37,13 +39,13 @@ def masked(arguments: list[str]) -> list[str]:
             found.append(cluster[1] + (_mask(flag, cluster[2]) if cluster[2] else ""))
             hide_next = "" if cluster[2] else flag
         else:
-            found.append(argument)
+            found.append(_LOGIN.sub(f"://{MASK}@", argument))
     return found
 
 
 def _mask(flag: str, value: str) -> str:
     """Mask a token always, and an address when it could hold a password."""
-    if flag not in {"--token", "-t"} and _HARMLESS.fullmatch(value):
+    if flag not in _ALWAYS and _HARMLESS.fullmatch(value):
         return value
     return MASK
 

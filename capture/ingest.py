@@ -127,7 +127,7 @@ class Ingest:
         return outcome, digest.hexdigest()
 
     def register(self, payload: bytes, token: str) -> Outcome:
-        """POST a camera's registration; any 2xx of the contract is OK."""
+        """POST a camera's registration; 200 and 201 are OK, unless with a web page."""
         headers = {"Content-Type": "application/json", "Content-Length": str(len(payload))}
         return self._request(
             "POST",
@@ -136,6 +136,7 @@ class Ingest:
             headers=headers,
             body=lambda: iter([payload]),
             success=(200, 201),
+            no_page=True,
         )
 
     def end_stream(self, camera: str, token: str) -> Outcome:
@@ -168,6 +169,7 @@ class Ingest:
         headers: dict[str, str],
         body: Callable[[], Iterator[bytes]] | None = None,
         success: tuple[int, ...] | None = None,
+        no_page: bool = False,
         timeout: httpx.Timeout | None = None,
     ) -> Outcome:
         timeout = timeout or httpx.Timeout(self._settings.attempt_seconds, connect=CONNECT_SECONDS)
@@ -190,7 +192,7 @@ class Ingest:
                 target = _redirect_target(url, status, answer.get("location", ""))
                 if target is None:
                     text = redact(text.decode("utf-8", "replace"), [token]).encode()
-                    return classify(status, answer, text, success=allowed)
+                    return classify(status, answer, text, success=allowed, no_page=no_page)
                 url = target
         except _DeadlineError:
             return deadline_passed()

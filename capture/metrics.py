@@ -23,8 +23,10 @@ from capture.metrics_text import CONTENT_TYPE, CameraNames, Counts, render
 from capture.settings import Settings
 from capture.spool import REJECTED, Spool
 from capture.status import read_status
+from capture.status_journal import Journals
 
 LOOK_SECONDS: Final = 10.0
+SETTLE_SECONDS: Final = 2.0  # the first look comes before `up` has started its broker
 BUSY_SHARE: Final = 10.0
 IDLE_SECONDS: Final = 180.0  # nobody has scraped for so long: nobody looks
 
@@ -59,11 +61,13 @@ class Look:
         return self._facts, self._is_readable
 
     def _main(self) -> None:
+        pause = min(SETTLE_SECONDS, self._every)
         while not self._stopping.is_set():
             begun = time.monotonic()
             self._look()
             took = time.monotonic() - begun
-            self._stopping.wait(max(self._every, BUSY_SHARE * took))
+            self._stopping.wait(max(pause, BUSY_SHARE * took))
+            pause = self._every
             if time.monotonic() - self._asked_at > IDLE_SECONDS:
                 self._asked.clear()
                 self._asked.wait()
@@ -90,6 +94,7 @@ class AgentMetrics:
         self._agent = agent
         self._spool = spool
         self._holdings = Holdings(spool)
+        self._journals = Journals()
         self._counts = Counts()
         self._names = CameraNames()
         for camera in sorted(agent.cameras):
@@ -119,7 +124,7 @@ class AgentMetrics:
     def _read(self) -> Facts:
         self._spool.check_mounted()
         begun = time.monotonic()
-        status = read_status(self._spool, self._agent.settings)
+        status = read_status(self._spool, self._agent.settings, self._journals)
         self._holdings.look()
         being_written, _, _ = self._holdings.measure()
         rejected = sum(self._holdings.by_camera(REJECTED).values())

@@ -1,10 +1,9 @@
-"""The commands for whoever looks after a relay: status, audit, requeue, doctor."""
+"""The commands for whoever looks after a relay: status, audit, requeue, health."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from capture.audit import CameraReport
-    from capture.doctor import Check
+    from capture.pulse import Pulse
     from capture.settings import Settings
     from capture.spool import Spool
     from capture.status import Status
@@ -46,15 +45,6 @@ _CONFIG = click.option("--config", "-c", metavar="FILE", type=click.Path(path_ty
 _JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
 _TOKEN = click.option("--token", "-t", help="The key for the cloud; better: RELAY_TOKEN or --token-file.")
 _TOKEN_FILE = click.option("--token-file", metavar="FILE", help="A file with the key.")
-
-# Flags of `up` that change nothing here, so that its command line can be tried with the first word changed.
-_IGNORED = [
-    *(click.option(flag, hidden=True) for flag in ("--drain-timeout", "--on-refused", "--concurrency")),
-    click.option("--flower", is_flag=False, flag_value="", hidden=True),
-    click.option("--web", is_flag=False, flag_value="8090", hidden=True),
-    click.option("--no-realtime", is_flag=True, hidden=True),
-    click.option("--verbose", "-v", is_flag=True, hidden=True),
-]
 
 
 def _settings(config: Path | None, **flags: str | None) -> "Settings":
@@ -277,84 +267,51 @@ def _watch(look: Callable[[], "Status"], seconds: float, *, as_json: bool) -> No
 # --- health ----------------------------------------------------------------------------------------
 
 
+_ANY = "any"
+_STARTED_BY = {
+    "agent": "start `up` or `run`",
+    "worker": "start `up`, or celery -A tasks worker",
+    "beat": "start `up`, or celery -A tasks beat",
+    _ANY: "start `up` or `run`, or a worker or beat",
+}
+
+
 @click.command()
+@click.argument("role", required=False, type=click.Choice([*_STARTED_BY]))
 @_options(_SPOOL, _CONFIG)
-def health(spool: str | None, config: Path | None) -> int:
-    """Tell whether the workers of this machine live and take messages; exit with 1 if not.
+def health(role: str | None, spool: str | None, config: Path | None) -> int:
+    """Tell whether what runs on this machine lives; exit with 1 if not.
+
+    With agent, worker or beat only those are asked for, and at least one has to be there; with any,
+    whatever there is. Without, at least one worker has to be there, and nothing may hang.
 
     For health checks of containers: asks neither the broker nor the cloud, and is no trouble of theirs.
     """
-    import os  # noqa: PLC0415
-
-    from capture.broker_note import runtime_directory  # noqa: PLC0415
-    from capture.pulse import DIRECTORY_VARIABLE, Pulse, pulse_directory, pulses  # noqa: PLC0415
-
-    found: list[Pulse] = []
-    if os.environ.get(DIRECTORY_VARIABLE):
-        found = list(pulses(pulse_directory(Path())))
-    else:
-        with _spool_of(_settings(config, spool=spool)) as opened:
-            places = {opened.state, runtime_directory(opened) or opened.state}
-            found = [pulse for place in sorted(places) for pulse in pulses(place)]
+    found = [pulse for pulse in _pulses(spool, config) if role in (None, _ANY, pulse.what)]
     for pulse in found:
         stuck = "STUCK: " if pulse.is_stuck else ""
         click.echo(f"{stuck}{pulse.what} {pulse.pid}: last seen alive {pulse.age:.0f} s ago")
-    workers = [pulse for pulse in found if pulse.what == "worker"]
-    if not workers:
-        click.echo("no worker runs on this machine; expected one; start `up`, or celery -A tasks worker")
-    return EXIT_UNHEALTHY if not workers or any(pulse.is_stuck for pulse in found) else EXIT_DONE
+    wanted = role or "worker"
+    is_there = any(wanted in (_ANY, pulse.what) for pulse in found)
+    if not is_there:
+        what = "agent, worker or beat" if wanted == _ANY else wanted
+        click.echo(f"no {what} runs on this machine; expected one; {_STARTED_BY[wanted]}")
+    return EXIT_DONE if is_there and not any(pulse.is_stuck for pulse in found) else EXIT_UNHEALTHY
 
 
-# --- doctor ----------------------------------------------------------------------------------------
+def _pulses(spool: str | None, config: Path | None) -> list["Pulse"]:
+    """Return the pulses of this machine: where the environment says, else the spool's and those of `up`."""
+    import os  # noqa: PLC0415
+
+    from capture.pulse import DIRECTORY_VARIABLE, pulse_directory, pulses  # noqa: PLC0415
+
+    if os.environ.get(DIRECTORY_VARIABLE):
+        return list(pulses(pulse_directory(Path())))
+    from capture.broker_note import runtime_directory  # noqa: PLC0415 - a health check comes every few seconds
+
+    with _spool_of(_settings(config, spool=spool)) as opened:
+        places = {opened.state, runtime_directory(opened) or opened.state}
+        return [pulse for place in sorted(places) for pulse in pulses(place)]
 
 
-@click.command()
-@click.option("--source", "-s", help="rtsp://…, http://…, a file, webcam:0, or test:")
-@click.option("--cloud", metavar="URL", help="Base URL of the cloud.")
-@click.option("--camera-id", help="How the cloud calls this camera.")
-@_options(_TOKEN, _TOKEN_FILE)
-@click.option("--segment-duration", metavar="SECONDS", help="Length of a segment.  [default: 10]")
-@click.option("--fps", metavar="N", help="Transcode to N frames per second.")
-@click.option("--resolution", "-r", metavar="WxH", help="Transcode to this size.")
-@_options(_SPOOL)
-@click.option(
-    "--broker", metavar="URL", help="Redis or Valkey; without one, the one that `up` brings is tried."
-)
-@_options(_CONFIG, _JSON, *_IGNORED)
-def doctor(
-    source: str | None,
-    camera_id: str | None,
-    config: Path | None,
-    *,
-    as_json: bool,
-    **options: Any,  # noqa: ANN401 - click's
-) -> int:
-    """Check ffmpeg, sources, spool, broker, ingest, token and clock; say what to do.
-
-    Takes the flags of `up`. Sends no video and registers no camera. With --json a line for each check:
-    {"verdict": "ok|warn|fail", "what", "found", "fix", "exit_code"}.
-    """
-    from capture.doctor import examine, exit_code  # noqa: PLC0415
-    from capture.settings import FLAGS, load_settings  # noqa: PLC0415
-
-    flags = {flag: options.get(flag.removeprefix("--").replace("-", "_")) for flag in FLAGS}
-    settings = load_settings(flags, config=config, source=source, camera_id=camera_id)
-    checks = []
-    for check in examine(settings):
-        checks.append(check)
-        for line in [json.dumps(asdict(check))] if as_json else _check_lines(check):
-            click.echo(line)
-    if as_json:
-        return exit_code(checks)
-    bad = [sum(check.verdict == verdict for check in checks) for verdict in ("fail", "warn")]
-    click.echo("{} failed, {} to look at, {} in all".format(*bad, len(checks)))
-    return exit_code(checks)
-
-
-def _check_lines(check: "Check") -> Iterator[str]:
-    yield f"{check.verdict:<5} {check.what}: {_plain(check.found)}"
-    if check.fix:
-        yield f"      fix: {_plain(check.fix)}"
-
-
-COMMANDS = (status, audit, requeue, health, doctor)
+COMMANDS = (status, audit, requeue, health)

@@ -48,12 +48,19 @@ def classify(
     body: bytes,
     *,
     success: Collection[int],
+    no_page: bool = False,
     now: datetime | None = None,
 ) -> Outcome:
-    """Return the outcome of an answer. `body` is its first few hundred bytes, quoted in the reason."""
-    if status in success or status == _CONFLICT:
+    """Return the outcome of an answer. `body` is its first few hundred bytes, quoted in the reason.
+
+    With `no_page` a web page is no success, whatever its status: it is a portal's, or a wrong address.
+    """
+    is_page = no_page and headers.get("content-type", "").lower().startswith("text/html")
+    if status in success and not is_page:
         return Outcome(Kind.OK, status, f"HTTP {status}")
     reason = describe(status, body)
+    if status == _CONFLICT:
+        return Outcome(Kind.OK, status, reason)
     if status in _FATAL:
         return Outcome(Kind.FATAL, status, reason)
     if status in _TRANSIENT or status >= _SERVER_ERROR:

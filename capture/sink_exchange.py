@@ -156,6 +156,8 @@ class Desk:
             return Verdict("healthy", answer=Answer.text(200, "ok"))
         if asked.route == "cameras" and head.method == "POST":
             return self._register(connection, head)
+        if asked.route == "cameras" and head.method in ("GET", "HEAD"):
+            return self._list(head)
         if asked.route == "ingest" and head.method == "DELETE":
             return self._end(head, asked)
         return Verdict.no("refused", status=404, why="found nothing at this address")
@@ -255,6 +257,16 @@ class Desk:
         headers = (("Content-Type", "application/json"),)
         answer = Answer(201 if new else 200, body=body, headers=headers)
         return Verdict("registered", answer=answer, detail=payload["id"])
+
+    def _list(self, head: Head) -> Verdict:
+        """Answer with the cameras that are registered: this is how a token is tried without sending video."""
+        denied = self._deny(head, asked=Asked("cameras"), most=REGISTRATION_LIMIT)
+        if denied is not None:
+            return denied
+        body = json.dumps(list(self.registered().values())).encode()
+        return Verdict(
+            "listed", answer=Answer(200, body=body, headers=(("Content-Type", "application/json"),))
+        )
 
     def _end(self, head: Head, asked: Asked) -> Verdict:
         denied = self._deny(head, asked=asked, most=self._max_body)

@@ -18,7 +18,7 @@ class SinkEvent:
     """What became of one request.
 
     `outcome` is one of stored, duplicate, conflict, digest_mismatch, bad_token, refused (any other
-    4xx of ours), registered, ended, healthy, faulted (a fault answered, or kept silent), aborted
+    4xx of ours), registered, listed, ended, healthy, faulted (a fault answered, or kept silent), aborted
     (the peer left, or the sink stopped), malformed, failed (the sink could not store). `status` is
     0 when no answer was sent; `seconds` runs from the request head to the answer.
     """

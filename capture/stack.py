@@ -13,7 +13,7 @@ from capture.errors import ConfigError, RelayError
 from capture.handoff import BACKLOG, LIVE
 from capture.process import Child, Stream, describe_exit
 from capture.pulse import DIRECTORY_VARIABLE, PULSE_SECONDS, STUCK_SECONDS, age_of, pulse_path
-from capture.settings import Settings, child_environment
+from capture.settings import ENV_PREFIX, Settings, child_environment
 from capture.supervision import Ladder, State
 
 WORKER_GRACE_SECONDS = 1.5
@@ -236,7 +236,11 @@ class Stack:
         ]
 
         def start() -> Child:
-            return Child(argv, env=self._environment, stdout=Stream.NULL, stderr=self._stderr)
+            # Only who sends to the cloud needs a key.
+            environment = {**self._environment}
+            if what != "worker":
+                environment.pop(f"{ENV_PREFIX}INGEST__TOKEN", None)
+            return Child(argv, env=environment, stdout=Stream.NULL, stderr=self._stderr)
 
         return Service(what, start, pulses=self._runtime_dir)
 

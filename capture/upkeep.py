@@ -27,7 +27,7 @@ STALE_SEGMENTS = 5
 SILENT_SECONDS = 180.0  # an agent whose camera is away shows a sign of life every minute
 LONGEST_SEGMENT = 600.0
 _TELL_AGAIN_SECONDS = 30.0
-_REJECTED_AGAIN_SECONDS = 600.0
+REJECTED_AGAIN_SECONDS = 600.0  # until the cloud is told again what it would not hear
 
 log = structlog.get_logger()
 
@@ -148,7 +148,20 @@ def is_told(spool: Spool, name: SessionName, note: str) -> bool:
         return False
     if not read_json(path).get("rejected"):
         return True
-    return spool.clock.time() - path.stat().st_mtime < _REJECTED_AGAIN_SECONDS
+    return spool.clock.time() - path.stat().st_mtime < REJECTED_AGAIN_SECONDS
+
+
+def rejected_registrations(spool: Spool) -> dict[str, dict[str, object]]:
+    """Return the cameras whose last registration the cloud would not take, with the note about it."""
+    found: dict[str, dict[str, object]] = {}
+    for name in spool.sessions():  # in the order of their beginnings
+        path = spool.session_path(name) / REGISTERED_NOTE
+        if path.exists():
+            note = read_json(path)
+            found.pop(name.camera, None)
+            if note.get("rejected"):
+                found[name.camera] = note
+    return found
 
 
 def _untold(spool: Spool, name: SessionName, note: str) -> bool:

@@ -28,3 +28,12 @@ def bytes_text(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def rate_text(bits_per_second: float) -> str:
+    """Return a rate like ``800 bit/s``, ``512 kbit/s`` or ``2.1 Mbit/s``."""
+    for unit in ("bit/s", "kbit/s", "Mbit/s"):
+        if bits_per_second < 999.5:  # noqa: PLR2004 - what still has three digits
+            return f"{bits_per_second:.3g} {unit}"
+        bits_per_second /= 1000
+    return f"{bits_per_second:.3g} Gbit/s"

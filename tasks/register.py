@@ -15,13 +15,22 @@ from capture.handoff import END_SESSION, REGISTER_CAMERA
 from capture.locks import exclusive
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName, rfc3339
-from capture.spool import REFUSED_FILE, write_json
-from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, is_over, is_told, superseded
+from capture.spool import REFUSED_FILE, read_json, write_json
+from capture.upkeep import (
+    ENDED_NOTE,
+    REGISTERED_NOTE,
+    REJECTED_AGAIN_SECONDS,
+    is_over,
+    is_told,
+    superseded,
+)
 from tasks.celery import RefusedByCloudError, RelayTask, TransientError, app
 from tasks.seldom import ADVICE, seldom
 from tasks.worker import Worker, this_worker
 
 TELLING_LOCK = ".telling.lock"
+_CONFLICT = 409
+_AGAIN = f"capture goes on; tried again in {REJECTED_AGAIN_SECONDS / 60:.0f} minutes"
 
 log = structlog.get_logger()
 
@@ -115,9 +124,16 @@ def _ask(worker: Worker, name: SessionName, file: str, request: Callable[[str], 
         write_json(worker.spool.session_path(name) / REFUSED_FILE, note)
         log.error("token_refused", reason=outcome.reason, advice=note["advice"], camera=name.camera)
         raise RefusedByCloudError(f"{outcome.reason}: {note['advice']}")
-    rejected = outcome.kind is Kind.REJECTED
-    if rejected:
-        event = "registration_rejected" if file == REGISTERED_NOTE else "stream_end_rejected"
-        log.error(event, camera=name.camera, reason=outcome.reason, then="tried again later")
-    _note(worker, name, file, outcome.reason, rejected=rejected)
+    _report(worker, name, file, outcome)
+    _note(worker, name, file, outcome.reason, rejected=outcome.kind is Kind.REJECTED)
     return outcome.reason
+
+
+def _report(worker: Worker, name: SessionName, file: str, outcome: Outcome) -> None:
+    """Log what the cloud said against it, once in a session for the same words."""
+    event = "registration_rejected" if file == REGISTERED_NOTE else "stream_end_rejected"
+    if outcome.kind is Kind.REJECTED:
+        if read_json(worker.spool.session_path(name) / file).get("answer") != outcome.reason:
+            log.error(event, camera=name.camera, reason=outcome.reason, then=_AGAIN)
+    elif outcome.status == _CONFLICT:
+        log.warning(event, camera=name.camera, reason=outcome.reason, then="taken as done already")

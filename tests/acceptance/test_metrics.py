@@ -147,6 +147,33 @@ def test_the_endpoint_answers_its_path_alone_and_strangers_not_at_all(measuring,
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.timeout(180)
+def test_up_serves_the_metrics_of_its_agent_and_of_its_worker(temporary, up, sink):
+    relay = up("test:320x180@25", "--web", "0", env={"RELAY_WEB__WORKER_LISTEN": "0"})
+    page = relay.wait_for(lambda: re.search(r"web_listening\s.*?url=(\S+)", relay.log), "the agent serves")
+    worker = relay.wait_for(
+        lambda: re.search(r"metrics_served\s.*?url=(\S+)", relay.log), "the worker serves"
+    )
+    agent_url, worker_url = f"{page[1].rstrip('/')}/metrics", worker[1]
+
+    def both_know():
+        agent, worker = get(agent_url), get(worker_url)
+        whole = b"\nrelay_capture_broker_up 1.0" in agent and b"\nrelay_capture_owed_segments{" in agent
+        return whole and b'delivered_segments_total{camera="gate"}' in worker and (agent, worker)
+
+    agent, worker = relay.wait_for(both_know, "both know the camera")
+    for body in (agent, worker):
+        check_metrics(body)
+        assert not [secret for secret in SECRETS if secret in body.decode()]
+    assert values(agent, "relay_capture_captured_segments_total", camera="gate") >= 1
+    assert values(agent, "relay_capture_camera_state", camera="gate", state="running") == 1
+    assert values(agent, "relay_capture_queue_messages", queue="live") >= 0
+    assert values(worker, "relay_capture_delivered_segments_total", camera="gate") >= 1
+    relay.signal(signal.SIGTERM)
+    assert relay.exit_code() == 0, relay.tail()
+    assert "metrics_not_served" not in relay.log
+
+
 SET_LISTEN = "import os; os.environ['RELAY_WEB__WORKER_LISTEN'] = {!r}\n"
 DEL_LISTEN = "import os; del os.environ['RELAY_WEB__WORKER_LISTEN']\n"
 

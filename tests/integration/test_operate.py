@@ -1,29 +1,21 @@
-"""status, audit, requeue and doctor as typed: real spool, real Valkey, the sink as ingest, real ffmpeg."""
+"""status, audit and requeue as typed: real spool, real Valkey, the sink as ingest."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from email.utils import formatdate
 
 import pytest
 import redis
 
 from capture.broker import EmbeddedBroker, RuntimeDir
 from capture.broker_note import note_broker
-from capture.camera import CameraPlan
 from capture.claim import claim
-from capture.doctor import check_source
-from capture.ffmpeg import CaptureOptions, find_ffmpeg
 from capture.gate import Gate
 from capture.handoff import LIVE, RECOVER
 from capture.outcome import Kind, Outcome
 from capture.settings import load_settings
-from capture.sink import FaultPlan, Sink
-from capture.source import parse_source
+from capture.sink import Sink
 from capture.spool import MARKER, REFUSED_FILE
 from tests.conftest import add_segment, owed_path, start_session
 
@@ -239,197 +231,3 @@ def test_status_watch_goes_on_until_interrupted(spool):
         child.send_signal(2)
         assert child.wait(10) == 0
     assert all(json.loads(text)["format"] == 1 for text in lines)
-
-
-# --- doctor ----------------------------------------------------------------------------------------
-
-
-def verdicts(out):
-    return {
-        found["what"]: (found["verdict"], found["exit_code"]) for found in map(json.loads, out.splitlines())
-    }
-
-
-def test_doctor_finds_nothing_wrong_where_nothing_is(run, sink, tmp_path):
-    code, out, _ = run(
-        *("doctor", "--source", "test:160x120@25", "--camera-id", "yard", "--cloud", sink.url),
-        *("--spool", tmp_path / "new", "--concurrency", "2", "-v"),
-        RELAY_TOKEN=TOKEN,
-    )
-
-    assert code == 0
-    assert "ok    source yard: test:160x120@25" in out
-    assert "160x120 25 fps" in out
-    assert "ok    broker: embedded: valkey-server found" in out
-    assert f"ok    ingest: {sink.url} answers" in out
-    assert TOKEN not in out
-    assert not (tmp_path / "new").exists()
-    assert sink.cameras == {}
-    assert sink.receipts() == []
-
-
-def test_doctor_leaves_a_spool_as_it_was(run, spool, sink, broker):
-    with start_session(spool) as session:
-        add_segment(session, 1)
-        before = sorted(spool.root.rglob("*"))
-        _, out, _ = run("doctor", "--json", "--spool", spool.root, "--cloud", sink.url, RELAY_TOKEN=TOKEN)
-
-    assert verdicts(out)["spool"][0] == "ok"
-    assert sorted(spool.root.rglob("*")) == before
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_doctor_ends_with_77_for_a_refused_token(run, tmp_path, status):
-    plan = FaultPlan.parse([f"{status}:path=any,method=any"])
-    with Sink(tmp_path / "sink", token=TOKEN, faults=plan) as sink:
-        code, out, err = run("doctor", "--cloud", sink.url, "--token", "wrong-token-1")
-
-    assert code == 77
-    assert "fail  token: refused: HTTP 40" in out
-    assert "wrong-token-1" not in out + err
-
-
-def test_doctor_names_the_first_failure_by_its_code_and_hides_passwords(run, tmp_path):
-    code, out, err = run(
-        *("doctor", "--source", "rtsp://user:s3cretpass@127.0.0.1:1/x", "--cloud", "http://127.0.0.1:1"),
-        *("--broker", "redis://:br0kerpass@127.0.0.1:1/0", "--token", TOKEN, "--json"),
-    )
-
-    found = verdicts(out)
-    assert code == 66
-    assert found["broker"] == ("fail", 78)
-    assert found["ingest"] == ("fail", 78)
-    assert next(found[what] for what in found if what.startswith("source")) == ("fail", 66)
-    assert not {word for word in ("s3cretpass", "br0kerpass", TOKEN) if word in out + err}
-
-
-@pytest.mark.parametrize("state", ["newer", "junk", "a file"])
-def test_doctor_names_what_is_no_spool(run, tmp_path, sink, state):
-    root = tmp_path / "spool"
-    if state == "a file":
-        root.write_text("")
-    else:
-        root.mkdir()
-        (root / (MARKER if state == "newer" else "holiday.jpg")).write_text('{"format": 2, "id": "x"}')
-
-    code, out, _ = run("doctor", "--spool", root, "--cloud", sink.url, "--json", RELAY_TOKEN=TOKEN)
-
-    assert code == 78
-    assert verdicts(out)["spool"] == ("fail", 78)
-
-
-def test_doctor_on_nothing_at_all_says_what_to_set(run):
-    code, out, _ = run("doctor")
-
-    assert code == 78
-    assert "warn  source: no camera is set" in out
-    assert "fix: give --cloud, or set RELAY_CLOUD" in out
-
-
-def test_doctor_tells_that_uploads_are_held_back(run, spool):
-    Gate(spool, load_settings(environ={}).ingest).report(Outcome(Kind.FATAL, 401, "HTTP 401"), TOKEN)
-    with Cloud() as cloud:
-        _, out, _ = run("doctor", "--spool", spool.root, "--cloud", cloud.url, RELAY_TOKEN=TOKEN)
-
-    assert "warn  token: was refused at" in out
-
-
-def test_doctor_warns_of_a_clock_that_is_off_and_of_a_portal(run):
-    with Cloud(ahead=-3600, page=True) as cloud:
-        code, out, _ = run("doctor", "--cloud", cloud.url, RELAY_TOKEN=TOKEN)
-
-    assert code == 0
-    assert "warn  clock: 3600 s ahead of the cloud's" in out or "warn  clock: 3601 s ahead" in out
-    assert "answers with a web page" in out
-
-
-class Cloud:
-    """Answers every GET with 200, with a clock that is `ahead` seconds off."""
-
-    def __init__(self, *, ahead=0, page=False):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html" if page else "application/json")
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"[]")
-
-            def date_time_string(self, timestamp=None):
-                return formatdate((timestamp or time.time()) + ahead, usegmt=True)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
-# --- sources, with the real ffmpeg -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ffmpeg():
-    return find_ffmpeg()
-
-
-@pytest.fixture
-def clip(ffmpeg, tmp_path):
-    def clip(name, *options, seconds=8):
-        path = tmp_path / name
-        pattern = f"testsrc2=size=160x120:rate=25:duration={seconds}"
-        subprocess.run(
-            [ffmpeg.path, "-v", "error", "-f", "lavfi", "-i", pattern, *map(str, options), str(path)],
-            check=True,
-        )
-        return path
-
-    return clip
-
-
-def checked(path, ffmpeg, **options):
-    plan = CameraPlan("yard", "yard", parse_source(str(path)), CaptureOptions(**options))
-    return check_source(plan, ffmpeg)
-
-
-def test_a_good_clip_is_ok(clip, ffmpeg):
-    found = checked(clip("good.mp4", "-c:v", "libx264", "-g", "25"), ffmpeg, segment_seconds=2)
-
-    assert (found.verdict, found.fix) == ("ok", None)
-    assert "h264 160x120 25 fps" in found.found
-
-
-@pytest.mark.parametrize("apart", [100, 1000])
-def test_key_frames_further_apart_than_a_segment_are_a_warning(clip, ffmpeg, apart):
-    path = clip("sparse.mp4", "-c:v", "libx264", "-g", apart, "-sc_threshold", "0")
-
-    found = checked(path, ffmpeg, segment_seconds=2)
-
-    assert found.verdict == "warn"
-    assert "key frames are" in found.found
-
-
-def test_video_that_is_not_h264_is_a_warning_unless_it_is_transcoded(clip, ffmpeg):
-    path = clip("old.mpg", "-c:v", "mpeg2video", "-g", "10")
-
-    assert "it is not H.264" in checked(path, ffmpeg, segment_seconds=2).found
-    assert checked(path, ffmpeg, segment_seconds=2, fps=10).verdict == "ok"
-
-
-def test_a_file_without_video_fails(tmp_path, ffmpeg):
-    (tmp_path / "notes.mp4").write_text("no video")
-
-    found = checked(tmp_path / "notes.mp4", ffmpeg, segment_seconds=2)
-
-    assert (found.verdict, found.exit_code) == ("fail", 66)
-    assert found.fix

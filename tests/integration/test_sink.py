@@ -187,6 +187,7 @@ def test_only_a_sha_256_is_looked_at(client, digest, status):
         ("POST", "/api/stream/ingest/gate"),
         ("DELETE", "/api/stream/ingest/gate"),
         ("POST", "/api/cameras"),
+        ("GET", "/api/cameras"),
     ],
 )
 def test_a_wrong_token_is_401_on_every_route(sink, client, key, method, path):
@@ -210,6 +211,13 @@ def test_a_segment_without_a_key_is_stored_under_a_made_up_name(sink, client):
     assert first.session.startswith("unkeyed-")
     assert first.path != second.path
     assert verify(sink.directory) == []
+
+
+def test_the_cameras_are_listed_for_who_has_the_key(sink, client):
+    assert client.http.get("/api/cameras").json() == []
+    client.http.post("/api/cameras", json={"id": "gate", "name": "North gate"})
+    assert client.http.get("/api/cameras").json() == [{"id": "gate", "name": "North gate"}]
+    assert client.http.get("/api/cameras", headers={"X-API-Key": "wrong"}).status_code == 401
 
 
 def test_a_camera_is_201_the_first_time_then_200(sink, client):
@@ -257,7 +265,7 @@ def test_a_camera_is_ended_once_and_only_when_known(sink, client):
         ("HEAD", "/healthz", 200),
         ("GET", "/", 404),
         ("POST", "/healthz", 404),
-        ("GET", "/api/cameras", 404),
+        ("PUT", "/api/cameras", 404),
         ("PUT", "/api/stream/ingest/gate", 404),
         ("POST", "/api/stream/ingest/", 404),
         ("POST", "/api/stream/ingest/a/b", 404),

@@ -17,13 +17,16 @@ TASKS = sorted((ROOT / "tasks").glob("*.py"))
 
 # Each outside world has one door, or the few that stand here.
 DOORS = {
-    "httpx": {"ingest", "doctor"},
+    "httpx": {"ingest", "discover_soap"},
+    "onvif": {"discover_soap"},
+    "zeep": {"discover_soap"},
+    "lxml": {"discover_probe", "discover_soap"},
     "celery": {"handoff"},
     "kombu": {"handoff"},
     "redis": {"broker"},
     "subprocess": {"process", "leash", "ffmpeg_binary"},
-    "click": {"cli", "operate", "config_commands"},
-    "asyncio": {"web", "web_look", "web_server"},
+    "click": {"cli", "operate", "config_commands", "doctor_commands", "discover_commands"},
+    "asyncio": {"discover_onvif", "web", "web_look", "web_server"},
     "tomllib": {"settings_layers"},
     "prometheus_client": {"metrics_text"},
 }
