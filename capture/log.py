@@ -22,6 +22,8 @@ _QUIET = {
     "celery.worker.strategy": logging.WARNING,
     "celery.worker.consumer.consumer": logging.WARNING,
     "celery.beat": logging.WARNING,
+    # While no worker answers: four lines for each look at a page, which says the same.
+    "flower.inspector": logging.ERROR,
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,
     "kombu": logging.WARNING,

@@ -20,6 +20,8 @@ WORKER_GRACE_SECONDS = 1.5
 OTHER_GRACE_SECONDS = 0.5
 IDLE_GRACE_SECONDS = 0.2
 BROKER_RESTART_SECONDS = 2.0
+# Which segment, and what became of it: without arguments and texts the lines look all the same.
+FLOWER_COLUMNS = "name,args,state,result,exception,retries,received,runtime"
 TOKEN_FILES = "RELAY_INGEST__TOKEN_FILES"  # noqa: S105 - a name
 
 log = structlog.get_logger()
@@ -266,4 +268,4 @@ def _worker_options(concurrency: int, verbose: bool) -> Sequence[str]:  # noqa: 
 
 def _flower_options(port: int) -> Sequence[str]:
     # Open to whoever may log in to this machine, and to nobody else; it shows, and does not steer.
-    return (f"--port={port}", "--address=127.0.0.1", "--read_only=True")
+    return (f"--port={port}", "--address=127.0.0.1", "--read_only=True", f"--tasks_columns={FLOWER_COLUMNS}")

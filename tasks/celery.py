@@ -4,17 +4,18 @@ import sys
 import warnings
 from typing import Any
 
+import click
 import structlog
 from celery import Celery, Task
 from celery.exceptions import CPendingDeprecationWarning, Ignore, Reject, Retry, SecurityWarning
-from celery.signals import celeryd_after_setup, setup_logging
+from celery.signals import celeryd_after_setup, import_modules, setup_logging
 
 from capture.errors import ConfigError, RelayError
 from capture.handoff import configure
 from capture.log import configure_logging
 from capture.settings import Settings, load_settings
 from capture.source import redact
-from tasks import kombu_guard, metrics, pulse
+from tasks import kombu_guard, metrics, pulse, watched
 from tasks.seldom import Seldom
 
 LONGEST_COUNTDOWN = 60.0
@@ -40,6 +41,7 @@ app = Celery("relay-capture")
 configure(app, settings)
 pulse.install(app, settings)
 metrics.install(app, settings)
+watched.install(app)
 
 
 @celeryd_after_setup.connect
@@ -54,6 +56,14 @@ def _spare_the_lecture(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
 @setup_logging.connect
 def _log_our_way(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
     configure_logging(secrets=settings.secrets())
+
+
+@import_modules.connect
+def _flower_logs_our_way(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
+    """Flower sets up a format of its own and asks nobody; this comes after that, before its first line."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.info_name == "flower":
+        configure_logging(secrets=settings.secrets())
 
 
 # A trouble of this machine is told when it begins, and now and then while it lasts.
