@@ -29,8 +29,7 @@ from capture.ffmpeg import find_ffmpeg
 from capture.roster import STARTS_AT_ONCE
 from capture.runner import TICK_SECONDS
 
-SETTLE_SECONDS = 3.0  # the start is not what is measured
-LOOP_SECONDS = 30
+LOOP_SECONDS = 10
 SPARE_SECONDS = 90  # for the start of the last camera, the first segment, the settling, and a slow machine
 
 
@@ -129,7 +128,7 @@ class Bench:
         )
 
     def _between(self, usage) -> tuple[dict[int, Usage], dict[int, Usage], float]:  # noqa: ANN001
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(self._options.settle)
         before, began = usage(), time.monotonic()
         time.sleep(self._options.seconds)
         return before, usage(), time.monotonic() - began
@@ -186,6 +185,7 @@ def _options() -> argparse.Namespace:
     add("--cameras", type=_numbers, default=[1, 10, 50], help="how many, one after the other  [1,10,50]")
     add("--seconds", type=float, default=30.0, help="to measure each  [30]")
     add("--segment", type=float, default=10.0, help="seconds of a segment  [10]")
+    add("--settle", type=float, default=3.0, help="seconds before that, when all run already  [3]")
     add("--repeat", type=int, default=3, help="how often all of it  [3]")
     add("--folder", type=Path, help="where spool and ingest are made for the time  [the temporary one]")
     add("--json", type=Path, metavar="FILE", help="write all that was measured")
