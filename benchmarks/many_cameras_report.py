@@ -1,5 +1,6 @@
 """What was measured of many cameras, in tables and verdicts."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,11 @@ def line_fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return fit.intercept, fit.slope
 
 
+def _ratio(value: float, to: float) -> float:
+    """Return a quotient; infinity where the system counted nothing, in a very short time."""
+    return value / to if to else math.inf
+
+
 class Report:
     """All samples, compared with each other."""
 
@@ -64,12 +70,12 @@ class Report:
 
     def agent_ratios(self, cameras: int | None = None) -> list[float]:
         """Return what the agent uses of CPU, as a share of what its ffmpegs do, for each run."""
-        return [each.cpu["agent"] / each.cpu["ffmpeg"] for each in self._of(OURS, cameras)]
+        return [_ratio(each.cpu["agent"], each.cpu["ffmpeg"]) for each in self._of(OURS, cameras)]
 
     def total_ratios(self, cameras: int) -> list[float]:
         """Return agent and ffmpegs together, divided by as many bare ones, run by run."""
         pairs = zip(self._of(OURS, cameras), self._of(BARE, cameras), strict=True)
-        return [ours.share("agent", "ffmpeg") / bare.share("ffmpeg") for ours, bare in pairs]
+        return [_ratio(ours.share("agent", "ffmpeg"), bare.share("ffmpeg")) for ours, bare in pairs]
 
     def write(self, path: Path | None) -> None:
         base, each = self._agent_fit
@@ -105,8 +111,8 @@ class Report:
             *(spread([each.share(group) for each in ours]) for group in ("ffmpeg", "agent", "uploads")),
             spread(self.agent_ratios(cameras)),
             spread(self.total_ratios(cameras)),
-            spread([100 / each.share("agent", "ffmpeg") for each in ours], ".0f"),
-            spread([100 / each.share("agent", "ffmpeg", "uploads") for each in ours], ".0f"),
+            spread([_ratio(100, each.share("agent", "ffmpeg")) for each in ours], ".0f"),
+            spread([_ratio(100, each.share("agent", "ffmpeg", "uploads")) for each in ours], ".0f"),
         ]
 
     def _memory(self) -> str:
