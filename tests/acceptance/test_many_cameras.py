@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import signal
 import time
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from capture.agent import border_offset
+from capture.limits import MOST_DESCRIPTORS
 from tests.acceptance.conftest import DEADLINE, TOKEN
 
 CAMERAS = 32
@@ -19,6 +21,15 @@ OF_A_CAMERA = 8  # descriptors
 SPREAD_SECONDS, SPREAD_FPS = 3.0, 10
 FRAME = 1 / SPREAD_FPS + 0.002  # seconds, and the rounding of names
 SEGMENT = re.compile(r"([0-9]{8})_([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)_([0-9]+)\.ts")
+
+
+@pytest.fixture
+def few_open_files():
+    """Starts everything with the low limit that a login gives."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -68,16 +79,19 @@ def moment(line):
     return datetime.fromisoformat(line["t"])
 
 
+@pytest.mark.usefixtures("few_open_files")
 def test_many_cameras_all_deliver_go_without_a_trace_and_stop_together(run, sink, spool):
     names = [f"cam{number}" for number in range(CAMERAS)]
     defaults = "[defaults]\nsegment_seconds = 2\n"
     relay = run("up", defaults + tables(names, "test:64x64@2"))
     agent = psutil.Process(relay.pid)
+    granted = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], MOST_DESCRIPTORS)
 
     def camera_count():
         return len({receipt.camera for receipt in sink.receipts()})
 
     relay.wait_for(lambda: camera_count() == CAMERAS, "every camera delivers", deadline=2 * DEADLINE)
+    assert agent.rlimit(psutil.RLIMIT_NOFILE)[0] == granted
     descriptors, threads = agent.num_fds(), agent.num_threads()
     assert threads >= CAMERAS
     assert descriptors <= OF_A_CAMERA * CAMERAS + 64
