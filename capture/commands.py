@@ -14,6 +14,7 @@ from capture.broker import RuntimeDir, ping
 from capture.broker_note import note_broker
 from capture.errors import EXIT_DONE
 from capture.ffmpeg import find_ffmpeg
+from capture.limits import allow_open_files
 from capture.log import configure_logging
 from capture.probe import require_video
 from capture.reload import Reloader
@@ -37,6 +38,7 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     if len(plans) == 1:  # among many, one bad source is that camera's trouble alone
         require_video(ffmpeg.path, plans[0].source)
     tell_trouble(settings)
+    allow_open_files(len(plans))
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 

@@ -46,11 +46,12 @@ class Roster:
         self._make = make
         self.cameras: Mapping[str, Camera] = {plan.id: make(plan) for plan in plans}
         self._waiting = list(self.cameras)
+        self._started: set[str] = set()  # and not seen to have ended
         self._leaving: dict[str, list[Camera]] = {}
         self.former: set[str] = set()  # ids that were here once
 
     def attend(self) -> None:
-        """Start some of those that wait for their turn or for their predecessor."""
+        """Start some of those that wait for their turn or their predecessor; tell of those that gave up."""
         self._leaving = {
             each: alive
             for each, cameras in self._leaving.items()
@@ -60,6 +61,17 @@ class Roster:
         for each in ready:
             self._waiting.remove(each)
             self.cameras[each].start()
+            self._started.add(each)
+        self._tell_of_ended()
+
+    def _tell_of_ended(self) -> None:
+        """Log why a camera among others was given up: the exit code says it only when all have ended."""
+        ended = {each for each in self._started if not self.cameras[each].is_alive()}
+        self._started -= ended
+        for each in sorted(ended):
+            error = self.cameras[each].status().error
+            if error is not None and len(self.cameras) > 1:
+                log.error("camera_given_up", camera=each, reason=str(error), then="the other cameras go on")
 
     def change(self, plans: Sequence[CameraPlan]) -> Changes:
         """Have these run from now on; returns at once."""
@@ -78,6 +90,7 @@ class Roster:
 
     def _dismiss(self, each: str) -> None:
         camera = self.cameras[each]
+        self._started.discard(each)
         if each in self._waiting:
             self._waiting.remove(each)
             return
@@ -102,3 +115,4 @@ class Roster:
         for camera in cameras:
             if not camera.join(max(0.0, deadline - time.monotonic())):
                 log.error("camera_stuck", camera=camera.plan.id, then="its segment is salvaged later")
+        self._tell_of_ended()

@@ -206,13 +206,16 @@ def _conclude(agent: Agent, spool: Spool, advice: str | None) -> int:
     if advice is not None:
         raise RefusedError(f"{advice}; {many(owed, 'segment')} waiting in {spool.root}")
     errors: list[RelayError] = agent.errors()
+    owing = OwedError(
+        f"stopped with {many(owed, 'segment')} still owed, in {spool.root}; "
+        "start again with the same --spool to send them"
+    )
     if errors:
+        if owed:  # the exit code can tell one thing only
+            log.warning("segments_owed", count=owed, advice=str(owing))
         raise errors[0]
     if owed:
-        raise OwedError(
-            f"stopped with {many(owed, 'segment')} still owed, in {spool.root}; "
-            "start again with the same --spool to send them"
-        )
+        raise owing
     if rejected := agent.rejected():
         log.warning(
             "segments_rejected",
