@@ -320,7 +320,7 @@ class Camera:
 
     def _follow(self, child: Child, output: Output, session: Session, run: _Run) -> int | None:
         """Read until ffmpeg is gone; end it when asked to, or when it stalls."""
-        parser = StdoutParser(self.plan.options.offset)
+        parser = StdoutParser()
         kill_at: float | None = None
         while not output.eof or child.poll() is None:
             now = self._clock.monotonic()
