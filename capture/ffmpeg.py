@@ -89,14 +89,10 @@ class CaptureOptions:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An argument list without a secret, and what to write to standard input (it may hold one).
-
-    `begin` is the time of the first frame in seconds, as StdoutParser needs it.
-    """
+    """An argument list without a secret, and what to write to standard input (it may hold one)."""
 
     argv: list[str]
     script: bytes
-    begin: float = 0.0
 
     def __repr__(self) -> str:
         return f"Command(argv={self.argv!r}, script=<{len(self.script)} bytes>)"
@@ -128,13 +124,12 @@ def capture_command(
         # short enough that a pipe keeps it in one piece. Standard error is for trouble alone.
         *("-nostats", "-progress", "pipe:1", "-stats_period", "1"),
         *("-loglevel", "level+warning"),
-        *_shift(options),
         *_input(source, options, platform),
         *_video(source, options, encodes=encodes),
         *_audio(options.audio),
-        *_segments(options.segment_seconds, open_dir, first_sequence, encodes=encodes),
+        *_segments(options, open_dir, first_sequence, encodes=encodes),
     ]
-    return Command(argv, _script(source, options), options.offset)
+    return Command(argv, _script(source, options))
 
 
 def probe_command(ffmpeg: str, source: Source) -> Command:
@@ -148,11 +143,6 @@ def probe_command(ffmpeg: str, source: Source) -> Command:
         *("-abort_on", "empty_output", "-f", "null", "-"),
     ]
     return Command(argv, _script(source, options))
-
-
-def _shift(options: CaptureOptions) -> list[str]:
-    """Let the times begin at the offset: the segment muxer, and our key frames, count from zero."""
-    return ["-itsoffset", f"{options.offset:g}"] if options.offset else []
 
 
 def _input(source: Source, options: CaptureOptions, platform: str) -> list[str]:
@@ -221,7 +211,7 @@ def _video(source: Source, options: CaptureOptions, *, encodes: bool) -> list[st
         *("-c:v", "libx264", *quick, "-pix_fmt", "yuv420p"),
         # B-frames shift all times by their delay, and the first segment is then too long by it.
         *("-bf", "0"),
-        *("-force_key_frames", _key_frames(options.segment_seconds)),
+        *("-force_key_frames", _key_frames(options)),
     ]
 
 
@@ -249,14 +239,14 @@ def _filters(options: CaptureOptions) -> list[str]:
     return ["-vf", ",".join(rate + size)] if rate or size else []
 
 
-def _key_frames(segment_seconds: float) -> str:
+def _key_frames(options: CaptureOptions) -> str:
     """Force a key frame on the first frame at or after each border.
 
     Asked as "has a border passed since the last forced one", which also holds when a camera's clock
     jumps; the usual ``gte(t,n_forced*S)`` would then force one on every frame until it caught up.
     """
-    now = f"floor((t+{_ROUNDING_S})/{segment_seconds:g})"
-    then = f"floor((prev_forced_t+{_ROUNDING_S})/{segment_seconds:g})"
+    begin, seconds = options.offset + _ROUNDING_S, options.segment_seconds
+    now, then = (f"floor(({t}+{begin:g})/{seconds:g})" for t in ("t", "prev_forced_t"))
     return f"expr:if(isnan(prev_forced_t),1,gt({now},{then}))"
 
 
@@ -268,8 +258,11 @@ def _audio(audio: Audio) -> list[str]:
     return ["-map", "0:a:0?", *codec, "-max_muxing_queue_size", "1024"]
 
 
-def _segments(seconds: float, open_dir: Path, first_sequence: int, *, encodes: bool) -> list[str]:
-    delta = _ROUNDING_S if encodes else seconds * _EARLY_KEY_FRAME
+def _segments(options: CaptureOptions, open_dir: Path, first_sequence: int, *, encodes: bool) -> list[str]:
+    seconds = options.segment_seconds
+    # All borders come earlier by the offset. Times that begin with it would not do: ffmpeg counts borders
+    # from the first frame, whatever time that has (since 7.1).
+    delta = options.offset + (_ROUNDING_S if encodes else seconds * _EARLY_KEY_FRAME)
     directory = str(open_dir.absolute()).replace("%", "%%")
     return [
         # Timestamps in the file are then those of the segment list; the default adds 1.4 s.

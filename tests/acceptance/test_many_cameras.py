@@ -176,7 +176,6 @@ def largest_share_within_a_tenth(moments):
     return max(sum(phase <= each < phase + tenth for each in ring) for phase in phases) / len(phases)
 
 
-@pytest.mark.xfail(strict=True, reason="ffmpeg 7.1 and later count borders from the first frame's own time")
 def test_borders_are_spread_over_the_period_and_each_camera_is_whole(run, spool, decode):
     names = spread_names(8)
     defaults = f"[defaults]\nsegment_seconds = {SPREAD_SECONDS}\n"
