@@ -26,8 +26,7 @@ from benchmarks.many_cameras_report import BARE, OURS, Report, Sample
 from benchmarks.processes import AGENT, Usage, cpu_between, total_memory, usage_of_tree
 from benchmarks.relay import Relay, running, wait_until
 from capture.ffmpeg import find_ffmpeg
-from capture.roster import STARTS_AT_ONCE
-from capture.runner import TICK_SECONDS
+from capture.fleet import STARTS_PER_TURN, TURN_SECONDS
 
 LOOP_SECONDS = 10
 SPARE_SECONDS = 90  # for the start of the last camera, the first segment, the settling, and a slow machine
@@ -62,7 +61,7 @@ def bare_ffmpegs(clip: Path, folder: Path, cameras: int, segment: float) -> Iter
             own.mkdir()
             command = bare_command(ffmpeg, clip, own, segment)
             running_ones.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
-            time.sleep(TICK_SECONDS / STARTS_AT_ONCE)
+            time.sleep(TURN_SECONDS / STARTS_PER_TURN)
         wait_until(
             lambda: all((folder / str(number) / "00000001.ts").exists() for number in range(cameras)),
             seconds=120,

@@ -14,7 +14,6 @@ from capture.broker import RuntimeDir, ping
 from capture.broker_note import note_broker
 from capture.errors import EXIT_DONE
 from capture.ffmpeg import find_ffmpeg
-from capture.limits import allow_open_files
 from capture.log import configure_logging
 from capture.probe import require_video
 from capture.reload import Reloader
@@ -38,7 +37,6 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     if len(plans) == 1:  # among many, one bad source is that camera's trouble alone
         require_video(ffmpeg.path, plans[0].source)
     tell_trouble(settings)
-    allow_open_files(len(plans))
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 
 
@@ -81,9 +79,10 @@ def _reloader(settings: Settings, load: Load, *, as_json: bool, verbose: bool) -
 
 def run_agent(load: Load, *, as_json: bool = False, verbose: bool = False) -> int:
     """`run`: the capture agent alone. `load` reads the settings, now and at each reload."""
+    signals = StopSignals()
+    signals.listen_for_reload()
     settings = load()
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
-    signals = StopSignals()
     signals.install()
     reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
     agent = Agent(settings, spool, ffmpeg)
@@ -100,12 +99,13 @@ def run_everything(
     verbose: bool = False,
 ) -> int:
     """`up`: broker, worker, beat, agent, and Flower if wanted. `load` reads the settings."""
+    signals = StopSignals()
+    signals.listen_for_reload()
     settings = load()
     own_broker = "url" not in settings.broker.model_fields_set
     if not own_broker:
         ping(settings.broker.url.get_secret_value())
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
-    signals = StopSignals()
     signals.install()
     reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
     with RuntimeDir() as runtime:

@@ -13,8 +13,10 @@ MOST_DESCRIPTORS = 65536
 log = structlog.get_logger()
 
 
-def allow_open_files(cameras: int) -> None:
+def allow_open_files(cameras: int) -> int:
     """Raise our limit as far as the system lets us, and say so when that is too little for so many cameras.
+
+    Returns how many cameras can run: without descriptors the first ones could not even close their segments.
 
     Nothing here or in what we start uses select(), which knows 1024 descriptors: that was the reason to
     begin with a low limit.
@@ -26,10 +28,15 @@ def allow_open_files(cameras: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = cameras * OF_A_CAMERA + OF_THE_REST
-    if allowed != resource.RLIM_INFINITY and allowed < needed:
-        log.warning(
+    if allowed == resource.RLIM_INFINITY:
+        allowed = MOST_DESCRIPTORS
+    most = max(1, (allowed - OF_THE_REST) // OF_A_CAMERA)
+    if allowed < needed:
+        log.error(
             "too_few_open_files",
             allowed=allowed,
             needed=needed,
-            advice="not all cameras can run: raise the hard limit (ulimit -Hn, or LimitNOFILE= of a unit)",
+            then=f"{most} of {cameras} cameras run, the others wait for one to end",
+            advice="raise the hard limit (ulimit -Hn, or LimitNOFILE= of a unit), then start again",
         )
+    return most

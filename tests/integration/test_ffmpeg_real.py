@@ -168,8 +168,8 @@ def test_copied_frames_in_are_frames_out_across_borders(ffmpeg, clips, tmp_path,
 
 
 @pytest.mark.parametrize("options", [{}, {"fps": 25}], ids=["copied", "encoded"])
-def test_an_offset_brings_every_border_forward_and_costs_no_frame(ffmpeg, clips, tmp_path, options):
-    taken = capture(ffmpeg, str(clips["h264.mkv"]), tmp_path, offset=1.0, **options)
+def test_a_phase_brings_every_border_forward_and_costs_no_frame(ffmpeg, clips, tmp_path, options):
+    taken = capture(ffmpeg, str(clips["h264.mkv"]), tmp_path, phase=0.5, **options)
     assert (taken.code, taken.stderr) == (0, [])
     assert [event.start for event in taken.closed] == pytest.approx([0, 1, 3], abs=0.1)
     assert [event.end for event in taken.closed] == pytest.approx([1, 3, 5], abs=0.1)

@@ -12,9 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from capture.agent import Agent
+from capture.camera import SETTINGS_CHANGED
 from capture.errors import SourceError
 from capture.ffmpeg import find_ffmpeg
-from capture.roster import STARTS_AT_ONCE
+from capture.fleet import STARTS_PER_TURN
+from capture.gaps import SHORTEST_SECONDS
+from capture.journal import Event
 from capture.runner import StopSignals, live
 from capture.settings import load_settings
 from capture.supervision import State
@@ -22,6 +25,7 @@ from capture.supervision import State
 DEADLINE = 40.0
 STOP_SECONDS = 10.0  # the grace of ffmpeg and some more, on a machine that has other things to do
 NOBODY = "redis://127.0.0.1:1/0"  # messages are hints: nobody takes these
+AHEAD_SECONDS = 1.0  # so much of the pattern ffmpeg may send before its time
 TINY = 'source = "test:64x64@5"\n'
 
 
@@ -110,23 +114,23 @@ def ffmpegs():
 
 
 def test_a_stop_while_most_wait_for_their_turn_starts_nobody_else(site):
-    names = [f"cam{number}" for number in range(3 * STARTS_AT_ONCE)]
+    names = [f"cam{number}" for number in range(3 * STARTS_PER_TURN)]
     agent = site.start(tables(*names))
-    assert len(camera_threads()) == STARTS_AT_ONCE
+    assert len(camera_threads()) == STARTS_PER_TURN
     began = time.monotonic()
     agent.stop()
     assert time.monotonic() - began < STOP_SECONDS
     assert not agent.is_running()
     agent.attend()
     assert camera_threads() == []
-    assert {info["camera"] for info in site.sessions()} <= set(names[:STARTS_AT_ONCE])
+    assert {info["camera"] for info in site.sessions()} <= set(names[:STARTS_PER_TURN])
     assert agent.errors() == []
 
 
 def test_a_reload_during_the_start_changes_also_those_that_wait(site):
     names = [f"cam{number}" for number in range(10)]
     site.start(tables(*names))
-    assert len(camera_threads()) == STARTS_AT_ONCE
+    assert len(camera_threads()) == STARTS_PER_TURN
     kept = [*names[:3], *names[6:9]]  # one that runs and some that wait are gone
     found = site.reload(tables(*kept) + tables("cam9", segment_seconds=2) + tables("late"))
     assert found.removed == ("cam3", "cam4", "cam5")
@@ -147,6 +151,8 @@ def test_a_camera_changed_again_before_its_predecessor_ended_starts_once_as_the_
     assert [each.id for each in site.agent.statuses()] == ["gate", "door"]
     site.until(lambda: site.runs("gate"), "the last one captures")
     assert [info["name"] for info in site.of("gate")] == ["gate", "North"]
+    gaps = [entry.fields for entry in site.spool.journal.read("gate") if entry.event is Event.GAP]
+    assert {gap["cause"] for gap in gaps} <= {SETTINGS_CHANGED}
     assert len(site.of("door")) == 1
 
 
@@ -233,3 +239,37 @@ def test_one_that_fails_for_good_leaves_the_others_and_decides_the_exit_code_at_
     owed = [line["count"] for line in logs if line["event"] == "segments_owed"]
     assert owed == [agent.owed()]
     assert owed[0] >= 3
+
+
+def test_the_time_without_a_camera_that_was_off_for_a_while_is_explained_by_its_settings(site):
+    site.start(tables("gate", "door"))
+    site.until(lambda: site.runs("gate", "door"), "both capture")
+    site.reload(tables("door"))
+    site.until(lambda: ffmpegs() == ["door"], "it is gone")
+    gone = time.monotonic()
+    site.until(lambda: time.monotonic() - gone > SHORTEST_SECONDS + AHEAD_SECONDS, "a gap")
+    site.reload(tables("gate", "door"))
+    site.until(lambda: site.runs("gate"), "it is back")
+    (gap,) = [entry.fields for entry in site.spool.journal.read("gate") if entry.event is Event.GAP]
+    assert gap["cause"] == SETTINGS_CHANGED
+
+
+def test_a_camera_that_is_gone_keeps_its_token_for_what_it_owes(site, tmp_path):
+    (tmp_path / "own").write_text("of-its-own\n")
+    site.start(tables("gate", token_file='"own"') + tables("door"))
+    site.reload(tables("door"))
+    assert site.agent.settings.ingest.token_files == {"gate": tmp_path / "own"}
+    site.reload(tables("gate", "door"))
+    assert site.agent.settings.ingest.token_files == {}
+
+
+def test_a_spool_that_cannot_be_looked_at_refuses_nobody(site):
+    agent = Agent(site.settings(tables("gate", "door")), site.spool, find_ffmpeg(None).path)
+    notes, aside = site.spool.state, site.spool.state.with_name("aside")
+    notes.rename(aside)
+    notes.symlink_to("x" * 300)  # whoever looks into it gets an OSError
+    try:
+        assert agent.refusal() is None
+    finally:
+        notes.unlink()
+        aside.rename(notes)
