@@ -14,10 +14,10 @@ import pytest
 from capture.limits import MOST_DESCRIPTORS
 from tests.acceptance.conftest import DEADLINE, TOKEN
 
-CAMERAS = 32
+CAMERAS = 20
 STOP_SECONDS = 15.0  # what a stop may take: drain_timeout and five
 OF_A_CAMERA = 8  # descriptors
-SPREAD_SECONDS, SPREAD_FPS = 3.0, 10
+SPREAD_SECONDS, SPREAD_FPS = 2.0, 10
 FRAME = 1 / SPREAD_FPS + 0.002  # seconds, and the rounding of names
 SEGMENT = re.compile(r"([0-9]{8})_([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)_([0-9]+)\.ts")
 
