@@ -16,6 +16,7 @@ MASK = "***"
 _ALWAYS = {"--token", "-t", "--user", "--password"}  # the last is no flag, and somebody will type it
 _SECRET_FLAGS = _ALWAYS | {"--source", "-s", "--broker"}
 _CLUSTER = re.compile(r"(-[^-ts]*[ts])(.*)", re.DOTALL)
+_LOGIN = re.compile(r"://.*@", re.DOTALL)  # in an address that lost its flag
 _HARMLESS = re.compile(r"(?![a-z][a-z0-9+.-]*://)(?!.*@).*", re.IGNORECASE | re.DOTALL)
 
 
@@ -38,7 +39,7 @@ def masked(arguments: list[str]) -> list[str]:
             found.append(cluster[1] + (_mask(flag, cluster[2]) if cluster[2] else ""))
             hide_next = "" if cluster[2] else flag
         else:
-            found.append(argument)
+            found.append(_LOGIN.sub(f"://{MASK}@", argument))
     return found
 
 

@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote
 
 from capture.errors import ConfigError
 from capture.process import Child, describe_exit
 from capture.settings import child_environment
+from capture.settings_values import split_broker_url
 
 if TYPE_CHECKING:
     from redis import ConnectionPool, Redis
@@ -377,17 +378,9 @@ def _database(text: str) -> int:
 def _split(url: str) -> SplitResult:
     """Take a URL apart, and refuse one whose password may be in the wrong part."""
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise _malformed("it cannot be taken apart") from None
-    if parts.scheme not in {"redis", "rediss", "redis+socket"}:
-        raise _malformed("its scheme is none of these")
-    if "@" in parts.path + parts.query or parts.fragment:
-        raise _malformed("it has '@' or '#' where none may be")
-    if parts.scheme == "redis+socket" and len(parts.path) <= 1:
-        raise _malformed("it names no socket")
-    return parts
+        return split_broker_url(url)
+    except ValueError as error:
+        raise _malformed(str(error)) from None
 
 
 def _malformed(reason: str) -> ConfigError:

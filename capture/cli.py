@@ -1,5 +1,7 @@
 """The commands people type. Heavy modules are imported inside the command that needs them."""
 
+import io
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +16,7 @@ from capture.discover_commands import discover
 from capture.doctor_commands import doctor
 from capture.errors import RelayError, UsageError
 from capture.operate import COMMANDS
+from capture.redaction import redact
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -75,10 +78,12 @@ def main(arguments: list[str]) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="relay-capture", standalone_mode=False)
     except RelayError as error:
-        click.echo(f"relay-capture: {error}", err=True)
+        click.echo(f"relay-capture: {redact(str(error), ())}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        words = io.StringIO()
+        error.show(words)
+        click.echo(_without_arguments(words.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
@@ -86,6 +91,11 @@ def main(arguments: list[str]) -> NoReturn:
         sys.stderr.close()
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _without_arguments(message: str) -> str:
+    """Return click's words without an argument that nobody expected: a URL or a key that lost its flag."""
+    return redact(re.sub(r"(unexpected extra arguments?) \(.*\)", r"\1", message, flags=re.DOTALL), ())
 
 
 def _load(options: dict[str, Any]) -> Any:  # noqa: ANN401 - Settings, imported late

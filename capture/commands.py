@@ -33,9 +33,11 @@ def _prepare(settings: Settings, *, as_json: bool, verbose: bool) -> tuple[Spool
     configure_logging(secrets=settings.secrets(), as_json=as_json, verbose=verbose)
     require_cloud(settings)
     plans = plan_cameras(settings)
-    ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
+    ffmpeg = find_ffmpeg(
+        str(settings.ffmpeg) if settings.ffmpeg else None, hidden=settings.secret_variables()
+    )
     if len(plans) == 1:  # among many, one bad source is that camera's trouble alone
-        require_video(ffmpeg.path, plans[0].source)
+        require_video(ffmpeg.path, plans[0].source, hidden=plans[0].hidden)
     tell_trouble(settings)
     return Spool.open(settings.spool.path, create=settings.spool.create), ffmpeg.path
 

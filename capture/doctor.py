@@ -34,7 +34,8 @@ def _examine(settings: Settings) -> Iterator[Check]:
     seen: list[Seen] = []
     yield from examine_sources(settings, seen)
     yield from examine_spool(settings, total_sent(seen))
-    yield _given_broker(settings) if "url" in settings.broker.model_fields_set else _embedded_broker()
+    is_given = "url" in settings.broker.model_fields_set
+    yield _given_broker(settings) if is_given else _embedded_broker(settings)
     yield from examine_ingest(settings)
     yield from examine_uplink(settings, seen)
 
@@ -61,10 +62,10 @@ def _given_broker(settings: Settings) -> Check:
     return Check("ok", "broker", f"{shown_url(url)} answers")
 
 
-def _embedded_broker() -> Check:
+def _embedded_broker(settings: Settings) -> Check:
     try:
         with RuntimeDir() as runtime:
-            broker = EmbeddedBroker(runtime.path)
+            broker = EmbeddedBroker(runtime.path, hidden=settings.secret_variables())
             began = time.monotonic()
             broker.start()
             took = time.monotonic() - began

@@ -60,7 +60,9 @@ def examine_sources(settings: Settings, seen: list[Seen]) -> Iterator[Check]:
         fix = f"mend [cameras.{camera}]; `relay-capture config check` names all that is wrong"
         yield Check("fail", f"source {camera}", "; ".join(problems), fix)
     try:
-        ffmpeg = find_ffmpeg(str(settings.ffmpeg) if settings.ffmpeg else None)
+        ffmpeg = find_ffmpeg(
+            str(settings.ffmpeg) if settings.ffmpeg else None, hidden=settings.secret_variables()
+        )
     except ConfigError as error:
         yield failed("ffmpeg", error)
         return

@@ -18,6 +18,7 @@ from typing import ClassVar
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_SOURCE = 66
+EXIT_STUCK = 70  # no error of these: a process that hangs ends itself
 EXIT_OWED = 75
 EXIT_REFUSED = 77
 EXIT_CONFIG = 78

@@ -1,12 +1,17 @@
 """Which ffmpeg to use: the one that was set, the system's if it is good enough, or the packaged."""
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from capture.errors import ConfigError
+from capture.settings import child_environment
 
 Origin = Literal["setting", "system", "imageio-ffmpeg"]
 
@@ -28,14 +33,15 @@ class FfmpegBinary:
     origin: Origin
 
 
-def find_ffmpeg(explicit: str | None = None) -> FfmpegBinary:
+def find_ffmpeg(explicit: str | None = None, *, hidden: Collection[str] = ()) -> FfmpegBinary:
     """Return the ffmpeg to use; ConfigError, with advice, if there is none.
 
-    `explicit` is the setting: a path or a name. Nothing else is tried when it is set.
+    `explicit` is the setting: a path or a name. Nothing else is tried when it is set. The `hidden` variables
+    hold secrets: it must not inherit them.
     """
     if explicit:
-        return _set(explicit)
-    found = _system() or _packaged()
+        return _set(explicit, hidden)
+    found = _system(hidden) or _packaged(hidden)
     if found is None:
         raise ConfigError(
             f"no usable ffmpeg found; expected version {_MIN_MAJOR} or newer with libx264: "
@@ -75,9 +81,9 @@ def _missing_formats(formats_text: str) -> list[str]:
     ]
 
 
-def _set(explicit: str) -> FfmpegBinary:
+def _set(explicit: str, hidden: Collection[str]) -> FfmpegBinary:
     path = shutil.which(explicit)
-    found = _try(path, "setting") if path else "no such program"
+    found = _try(path, "setting", hidden) if path else "no such program"
     if isinstance(found, FfmpegBinary):
         return found
     raise ConfigError(
@@ -86,36 +92,40 @@ def _set(explicit: str) -> FfmpegBinary:
     )
 
 
-def _system() -> FfmpegBinary | None:
+def _system(hidden: Collection[str]) -> FfmpegBinary | None:
     path = shutil.which("ffmpeg")
-    found = _try(path, "system") if path else None
+    found = _try(path, "system", hidden) if path else None
     return found if isinstance(found, FfmpegBinary) else None
 
 
-def _packaged() -> FfmpegBinary | None:
-    try:
-        import imageio_ffmpeg  # noqa: PLC0415 - 50 ms that a good system ffmpeg saves
+def _packaged(hidden: Collection[str]) -> FfmpegBinary | None:
+    path = os.environ.get("IMAGEIO_FFMPEG_EXE") or _packaged_path()
+    found = _try(path, "imageio-ffmpeg", hidden) if path else None
+    return found if isinstance(found, FfmpegBinary) else None
 
-        path = imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
+
+def _packaged_path() -> str | None:
+    """Return the wheel's binary. Asked for it, the package would run it, with all of our environment."""
+    spec = importlib.util.find_spec("imageio_ffmpeg")
+    if spec is None or spec.origin is None:
         return None
-    found = _try(path, "imageio-ffmpeg")
-    return found if isinstance(found, FfmpegBinary) else None
+    return next(map(str, sorted(Path(spec.origin).with_name("binaries").glob("ffmpeg-*"))), None)
 
 
-def _try(path: str, origin: Origin) -> FfmpegBinary | str:
+def _try(path: str, origin: Origin, hidden: Collection[str]) -> FfmpegBinary | str:
     """Return the binary, or what is wrong with it."""
     try:
-        version_text, formats_text = _run(path, "-version"), _run(path, "-formats")
+        version_text, formats_text = (_run(path, flag, hidden) for flag in ("-version", "-formats"))
     except (OSError, subprocess.SubprocessError) as error:
         return f"it does not run ({type(error).__name__})"
     problem = shortcoming(version_text, formats_text)
     return problem or FfmpegBinary(path, parse_version(version_text) or "", origin)
 
 
-def _run(path: str, flag: str) -> str:
+def _run(path: str, flag: str, hidden: Collection[str]) -> str:
     done = subprocess.run(
         [path, "-hide_banner", flag],
+        env=child_environment(hidden),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -6,7 +6,9 @@ An event has a static name, and its data in fields.
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterable
+from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
@@ -20,6 +22,8 @@ _QUIET = {
     "celery.worker.strategy": logging.WARNING,
     "celery.worker.consumer.consumer": logging.WARNING,
     "celery.beat": logging.WARNING,
+    # While no worker answers: four lines for each look at a page, which says the same.
+    "flower.inspector": logging.ERROR,
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,
     "kombu": logging.WARNING,
@@ -67,6 +71,27 @@ def configure_logging(
         logging.getLogger(name).setLevel(max(level, root.level))
     if verbose:
         logging.getLogger("celery.app.trace").setLevel(logging.INFO)
+    _log_crashes()
+
+
+def _log_crashes() -> None:
+    """Have tracebacks of bugs go through the mask: Python's own would print whatever an exception holds."""
+
+    def crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            structlog.get_logger().critical("crashed", exc_info=(kind, error, trace))
+
+    def thread_crashed(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+            crashed(args.exc_type, args.exc_value, args.exc_traceback)
+
+    def lost(args: "sys.UnraisableHookArgs") -> None:
+        if args.exc_value is not None:
+            crashed(args.exc_type, args.exc_value, args.exc_traceback)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = crashed, thread_crashed, lost
 
 
 def _wants_json() -> bool:

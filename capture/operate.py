@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from capture.audit import CameraReport
+    from capture.pulse import Pulse
     from capture.settings import Settings
     from capture.spool import Spool
     from capture.status import Status
@@ -266,32 +267,51 @@ def _watch(look: Callable[[], "Status"], seconds: float, *, as_json: bool) -> No
 # --- health ----------------------------------------------------------------------------------------
 
 
+_ANY = "any"
+_STARTED_BY = {
+    "agent": "start `up` or `run`",
+    "worker": "start `up`, or celery -A tasks worker",
+    "beat": "start `up`, or celery -A tasks beat",
+    _ANY: "start `up` or `run`, or a worker or beat",
+}
+
+
 @click.command()
+@click.argument("role", required=False, type=click.Choice([*_STARTED_BY]))
 @_options(_SPOOL, _CONFIG)
-def health(spool: str | None, config: Path | None) -> int:
-    """Tell whether the workers of this machine live and take messages; exit with 1 if not.
+def health(role: str | None, spool: str | None, config: Path | None) -> int:
+    """Tell whether what runs on this machine lives; exit with 1 if not.
+
+    With agent, worker or beat only those are asked for, and at least one has to be there; with any,
+    whatever there is. Without, at least one worker has to be there, and nothing may hang.
 
     For health checks of containers: asks neither the broker nor the cloud, and is no trouble of theirs.
     """
-    import os  # noqa: PLC0415
-
-    from capture.broker_note import runtime_directory  # noqa: PLC0415
-    from capture.pulse import DIRECTORY_VARIABLE, Pulse, pulse_directory, pulses  # noqa: PLC0415
-
-    found: list[Pulse] = []
-    if os.environ.get(DIRECTORY_VARIABLE):
-        found = list(pulses(pulse_directory(Path())))
-    else:
-        with _spool_of(_settings(config, spool=spool)) as opened:
-            places = {opened.state, runtime_directory(opened) or opened.state}
-            found = [pulse for place in sorted(places) for pulse in pulses(place)]
+    found = [pulse for pulse in _pulses(spool, config) if role in (None, _ANY, pulse.what)]
     for pulse in found:
         stuck = "STUCK: " if pulse.is_stuck else ""
         click.echo(f"{stuck}{pulse.what} {pulse.pid}: last seen alive {pulse.age:.0f} s ago")
-    workers = [pulse for pulse in found if pulse.what == "worker"]
-    if not workers:
-        click.echo("no worker runs on this machine; expected one; start `up`, or celery -A tasks worker")
-    return EXIT_UNHEALTHY if not workers or any(pulse.is_stuck for pulse in found) else EXIT_DONE
+    wanted = role or "worker"
+    is_there = any(wanted in (_ANY, pulse.what) for pulse in found)
+    if not is_there:
+        what = "agent, worker or beat" if wanted == _ANY else wanted
+        click.echo(f"no {what} runs on this machine; expected one; {_STARTED_BY[wanted]}")
+    return EXIT_DONE if is_there and not any(pulse.is_stuck for pulse in found) else EXIT_UNHEALTHY
+
+
+def _pulses(spool: str | None, config: Path | None) -> list["Pulse"]:
+    """Return the pulses of this machine: where the environment says, else the spool's and those of `up`."""
+    import os  # noqa: PLC0415
+
+    from capture.pulse import DIRECTORY_VARIABLE, pulse_directory, pulses  # noqa: PLC0415
+
+    if os.environ.get(DIRECTORY_VARIABLE):
+        return list(pulses(pulse_directory(Path())))
+    from capture.broker_note import runtime_directory  # noqa: PLC0415 - a health check comes every few seconds
+
+    with _spool_of(_settings(config, spool=spool)) as opened:
+        places = {opened.state, runtime_directory(opened) or opened.state}
+        return [pulse for place in sorted(places) for pulse in pulses(place)]
 
 
 COMMANDS = (status, audit, requeue, health)

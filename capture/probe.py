@@ -1,11 +1,13 @@
 """A first look at a file, before anything is made for it."""
 
 import os
+from collections.abc import Collection
 
 from capture.clock import Clock
 from capture.errors import SourceError
 from capture.ffmpeg import explain, probe_command
 from capture.process import Child, LineTail, Output, Stream
+from capture.settings import child_environment
 from capture.source import Source, SourceKind, redact
 
 PROBE_SECONDS = 30.0  # for all of it; a file on a share that hangs is never read to its first frame
@@ -14,16 +16,22 @@ _ADVICE = "expected a video file that this user may read; check the path given w
 
 
 def require_video(
-    ffmpeg: str, source: Source, *, seconds: float = PROBE_SECONDS, clock: Clock | None = None
+    ffmpeg: str,
+    source: Source,
+    *,
+    hidden: Collection[str] = (),
+    seconds: float = PROBE_SECONDS,
+    clock: Clock | None = None,
 ) -> None:
     """Raise SourceError for a file that cannot be read or holds no video; other sources may come up later.
 
-    Takes `seconds` at most, and a moment more to end what hangs.
+    Takes `seconds` at most, and a moment more to end what hangs. ffmpeg does not inherit the `hidden`
+    variables.
     """
     if source.kind is not SourceKind.FILE:
         return
     _require_readable(source)
-    code, lines = _probe(ffmpeg, source, seconds, clock or Clock())
+    code, lines = _probe(ffmpeg, source, hidden, seconds=seconds, clock=clock or Clock())
     if code is None:
         raise SourceError(f"cannot capture {source}: no frame could be read within {seconds:g} s; {_ADVICE}")
     if code != 0:
@@ -38,13 +46,21 @@ def _require_readable(source: Source) -> None:
         raise SourceError(f"cannot open {source.path}: {error.strerror}; {_ADVICE}") from None
 
 
-def _probe(ffmpeg: str, source: Source, seconds: float, clock: Clock) -> tuple[int | None, list[str]]:
+def _probe(
+    ffmpeg: str, source: Source, hidden: Collection[str], *, seconds: float, clock: Clock
+) -> tuple[int | None, list[str]]:
     """Return the exit code, None for one that had to be ended, and the last lines it wrote."""
     command = probe_command(ffmpeg, source)
     tail = LineTail(redact=lambda line: redact(line, source.secrets()))
     deadline = clock.monotonic() + seconds
     with (
-        Child(command.argv, script=command.script, stdout=Stream.NULL, stderr=Stream.PIPE) as child,
+        Child(
+            command.argv,
+            script=command.script,
+            env=child_environment(hidden),
+            stdout=Stream.NULL,
+            stderr=Stream.PIPE,
+        ) as child,
         Output(child) as output,
     ):
         while not output.eof and (left := deadline - clock.monotonic()) > 0:

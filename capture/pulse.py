@@ -1,4 +1,4 @@
-"""Pulses: a small file for each long-lived Celery process, rewritten every few seconds while its loop turns.
+"""Pulses: a small file for agent, worker and beat, rewritten every few seconds while its loop turns.
 
 A supervisor on the same machine - `up`, or the health check of a container - sees from it that a process
 lives but does nothing any more. The file holds seconds of the monotonic clock, which a stepped wall clock
@@ -18,7 +18,7 @@ DIRECTORY_VARIABLE = "RELAY_PULSE_DIR"
 PULSE_SECONDS = 5.0
 # Far above a pulse and a broker that takes its time to refuse, far below what an operator would notice.
 STUCK_SECONDS = 30.0
-_NAME = re.compile(r"(?P<what>worker|beat)-(?P<pid>[0-9]{1,10})@(?P<host>.+)\.pulse")
+_NAME = re.compile(r"(?P<what>agent|worker|beat)-(?P<pid>[0-9]{1,10})@(?P<host>.+)\.pulse")
 
 
 @dataclass(frozen=True)

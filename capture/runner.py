@@ -16,10 +16,12 @@ from capture.errors import (
     RefusedError,
     RelayError,
 )
+from capture.liveness import Liveness
 from capture.outcome import attempt_seconds
+from capture.pulse import pulse_directory
 from capture.reload import Reloader
 from capture.settings import Settings
-from capture.spool import Spool
+from capture.spool import MARKER, Spool
 from capture.stack import Stack
 from capture.words import many
 
@@ -112,13 +114,17 @@ def live(
 
     Returns 0 when nothing is owed. Raises the RelayError that says otherwise.
     """
+    alive = Liveness(pulse_directory(spool.state), "agent", disk=spool.root / MARKER)
+    on_tick = alive.beating(on_tick)
     if stack is not None:
         stack.start()
+    alive.watch()
     try:
         agent.start()
         advice = _watch(agent, stack, signals, on_tick, reloader or Reloader(settings))
         if signals.is_asked():
             log.info("stopping", reason=signals.name or "asked")
+        alive.stopping()
         agent.stop()
         if advice is None:
             advice = _drain(agent, stack, settings, signals, on_tick)
@@ -126,6 +132,7 @@ def live(
             stack.ask_to_stop()
         agent.close()
     finally:
+        alive.end()
         if stack is not None:
             stack.stop(idle=_is_settled(agent))
     return _conclude(agent, spool, advice)

@@ -13,7 +13,7 @@ from capture.settings_models import ENV_PREFIX
 from capture.settings_problems import Key, Layer, Problem, Value, sections, shown_key
 from capture.settings_secrets import is_secret
 from capture.settings_values import CAMERA_ID_RULE
-from capture.source import parse_source
+from capture.source import parse_source, redact
 
 # Short names that operators type, beside RELAY_<SECTION>__<KEY> for every key.
 ENV_SHORT: dict[str, str] = {
@@ -41,16 +41,18 @@ FLAGS: dict[str, str] = {
     "--drain-timeout": "drain_timeout",
 }
 LARGEST_FILE = 1024 * 1024  # bytes: a hundred cameras take some ten thousand
+_REPORT = "FFREPORT"  # makes every ffmpeg write all that it does into a file, the camera's URL too
 _DEPTH = 3  # cameras.<id>.<key>
 _BESIDE = {("ingest", "token_file"), ("ingest", "ca_file")}
 
 
 def child_environment(hidden: Collection[str] = ()) -> dict[str, str]:
     """Return our environment without our settings, and without the variables that hold secrets for us."""
+    left_out = {_REPORT, *hidden}
     return {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(ENV_PREFIX) and key not in hidden
+        if not key.startswith(ENV_PREFIX) and key not in left_out
     }
 
 
@@ -176,7 +178,7 @@ def camera_layer(source: Value, camera_id: Value | None, *, realtime: bool | Non
     except UsageError as error:
         raise _wrong(source, str(error)) from None
     if camera_id is not None and not is_camera_id(str(camera_id.value)):
-        raise _wrong(camera_id, f"found {str(camera_id.value)[:80]!r}; {CAMERA_ID_RULE}")
+        raise _wrong(camera_id, f"found {redact(str(camera_id.value), ())[:80]!r}; {CAMERA_ID_RULE}")
     camera = str(camera_id.value) if camera_id else parsed.camera_id()
     layer: Layer = {("cameras", camera, "source"): source}
     if realtime is not None:

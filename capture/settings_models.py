@@ -217,8 +217,10 @@ class Settings(_Section):
         return found
 
     def secrets(self) -> tuple[str, ...]:
-        """Return every string that must never be printed."""
+        """Return every string that must never be printed; what is in token files as it is now."""
         found = [self.ingest.token.get_secret_value()] if self.ingest.token else []
+        files = {self.ingest.token_file, *self.ingest.token_files.values()} - {None}
+        found += [token for file in files if file is not None and (token := _token_in(file))]
         for camera in self.cameras.values():
             found += camera.parsed_source().secrets()
         password = urlsplit(self.broker.url.get_secret_value()).password
@@ -233,6 +235,15 @@ class Settings(_Section):
                 if value is not None:
                     found[f"{ENV_PREFIX}{section}__{key}".upper()] = _as_text(value)
         return found
+
+
+def _token_in(file: Path) -> str:
+    """Return what is in a token file; nothing if it cannot be read, which others tell."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(8192).decode("utf-8", "surrogateescape").strip()
+    except OSError:
+        return ""
 
 
 def _as_text(value: object) -> str:

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -93,11 +93,12 @@ def _source(value: SecretStr) -> SecretStr:
 
 def _broker_url(value: SecretStr) -> SecretStr:
     try:
-        scheme = urlsplit(value.get_secret_value()).scheme
-    except ValueError:  # its words could quote the password
-        scheme = ""
-    if scheme not in {"redis", "rediss", "redis+socket"}:
-        raise ValueError("expected redis://HOST:PORT/0, rediss://… or redis+socket:///PATH")
+        split_broker_url(value.get_secret_value())
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; expected redis://HOST:PORT/0, rediss://… or redis+socket:///PATH, with special "
+            "characters in a password as %XX"
+        ) from None
     return value
 
 
@@ -116,6 +117,26 @@ def _listen(value: object) -> object:
 def _max_rate(value: str) -> str:
     parse_timetable(value)
     return value
+
+
+def split_broker_url(url: str) -> SplitResult:
+    """Take a broker's URL apart, and refuse one whose password may be in the wrong part.
+
+    Raises ValueError that never quotes the URL, which may hold the password anywhere. urllib's own words do
+    quote it, as those about a port that is no number.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("it cannot be taken apart") from None
+    if parts.scheme not in {"redis", "rediss", "redis+socket"}:
+        raise ValueError("its scheme is none of these")
+    if "@" in parts.path + parts.query or parts.fragment:
+        raise ValueError("it has '@' or '#' where none may be")
+    if parts.scheme == "redis+socket" and len(parts.path) <= 1:
+        raise ValueError("it names no socket")
+    return parts
 
 
 def _success_code(value: int) -> int:

@@ -2,15 +2,17 @@
 
 ::
 
+    GET    /api/cameras                    200 with those that are registered
     POST   /api/cameras                    201 the first time, then 200; 400 for a bad payload
-    POST   /api/stream/ingest/{camera_id}  204 stored; 400 digest mismatch or bad key; 409 stored
-                                           before; 411 no length; 413 too large; 422 other bytes
-                                           under a known key; 507 no room
+    POST   /api/stream/ingest/{camera_id}  204 stored; 400 empty, digest mismatch or bad key; 409
+                                           stored before; 411 no length; 413 too large; 422 other
+                                           bytes under a known key; 507 no room
     DELETE /api/stream/ingest/{camera_id}  204, or 404 for a camera that is not known
     GET    /healthz                        200
 
-A wrong or missing X-API-Key is 401 before the body is used; anything else is 404. What is stored is
-described in `sink_store`, the faults in `sink_faults`.
+A wrong or missing X-API-Key is 401 before the body is used; other methods of these are 405, anything
+else is 404. docs/openapi.yaml says the same for other servers. What is stored is described in
+`sink_store`, the faults in `sink_faults`.
 """
 
 import errno

@@ -24,6 +24,7 @@ from capture.sink_request import (
 from capture.sink_store import Draft, Key, Store, StoreClosedError
 
 REGISTRATION_LIMIT: Final = 64 * 1024  # bytes of JSON for one camera
+ALLOWED: Final = {"cameras": "GET, HEAD, POST", "ingest": "POST, DELETE", "health": "GET, HEAD"}
 
 log: Final = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Desk:
             return self._list(head)
         if asked.route == "ingest" and head.method == "DELETE":
             return self._end(head, asked)
-        return Verdict.no("refused", status=404, why="found nothing at this address")
+        return _nothing(head, asked)
 
     def _deny(self, head: Head, *, asked: Asked, most: int) -> Verdict | None:
         """Say why a request cannot be served, looking at its head alone."""
@@ -209,6 +210,9 @@ class Desk:
         except PeerGoneError:
             body.discard()
             raise
+        if not body.bytes:
+            body.discard()
+            return Verdict.no("refused", status=400, why="found an empty body, expected a segment")
         if declared is not None and declared.hex() != body.sha256:
             body.discard()
             why = f"found sha-256 {body.sha256}, expected {declared.hex()} by Content-Digest"
@@ -288,6 +292,18 @@ class Desk:
     def registered(self) -> dict[str, dict[str, Any]]:
         with self._lock:
             return dict(self.cameras)
+
+
+def _nothing(head: Head, asked: Asked) -> Verdict:
+    """Say that an address, or this method of it, is not served."""
+    allowed = ALLOWED.get(asked.route)
+    if allowed is None:
+        return Verdict.no("refused", status=404, why="found nothing at this address")
+    why = f"found {head.method}, expected {allowed}"
+    said = Answer.text(405, why)
+    return Verdict(
+        "refused", answer=Answer(405, body=said.body, headers=(*said.headers, ("Allow", allowed))), detail=why
+    )
 
 
 def _play(connection: Connection, hit: Hit) -> Verdict | None:

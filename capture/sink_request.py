@@ -14,6 +14,7 @@ from capture.sink_store import CAMERA, SEQUENCE, SESSION, is_camera
 CAMERAS: Final = "/api/cameras"
 INGEST: Final = "/api/stream/ingest/"
 HEALTH: Final = "/healthz"
+SOURCE_TYPES: Final = ("rtsp", "webcam", "file", "test")
 
 _DIGEST: Final = re.compile(r"(?:^|,)[ \t]*sha-256[ \t]*=[ \t]*([^,]*)")
 _START: Final = re.compile(r"[0-9A-Za-z:.+-]{1,64}")
@@ -72,7 +73,7 @@ def read_digest(text: str | None) -> bytes | None:
 def read_registration(raw: bytes) -> dict[str, Any] | str:
     """Read the payload of a camera, or say in a sentence what is wrong with it."""
     try:
-        payload = json.loads(raw)
+        payload = json.loads(raw, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return "found a body that is no JSON"
     if not isinstance(payload, dict):
@@ -83,7 +84,21 @@ def read_registration(raw: bytes) -> dict[str, Any] | str:
     for name, kind in (("name", str), ("source_url", str), ("metadata", dict)):
         if name in payload and not isinstance(payload[name], kind):
             return f"found {name} of the wrong type"
-    return payload
+    return _metadata_trouble(payload.get("metadata", {})) or payload
+
+
+def _no_number(text: str) -> float:
+    """Refuse what Python reads as a number and no other reader of JSON does."""
+    raise ValueError(text)
+
+
+def _metadata_trouble(metadata: dict[str, Any]) -> str:
+    for name in ("managed_by", "ingest_transport"):
+        if name in metadata and not isinstance(metadata[name], str):
+            return f"found metadata.{name} of the wrong type"
+    if metadata.get("source_type", SOURCE_TYPES[0]) not in SOURCE_TYPES:
+        return f"found a metadata.source_type that is none of {', '.join(SOURCE_TYPES)}"
+    return ""
 
 
 def read_start(text: str | None) -> str:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Literal
 from urllib.parse import quote, unquote
 
 from capture.errors import UsageError
+from capture.redaction import MASK, redact
 
-MASK = "***"
+__all__ = ["MASK", "Login", "Pattern", "Source", "SourceKind", "WireType", "parse_source", "redact"]
 
 # ffmpeg's RTSP client keeps user and password in 128 bytes and cuts what is longer without a word
 # (libavformat/rtsp.c, `auth[128]`), so they are encoded as little as possible, and a longer one is
@@ -59,9 +60,6 @@ _KEY = (
 # the next key begins: a password may hold delimiters, and hiding too much does no harm.
 _STRICT = re.compile(rf"({_KEY})(?P<value>[^&;?#/]*?)(?=_[a-z][a-z0-9]*=|[&;?#/]|\Z)", re.IGNORECASE)
 _WIDE = re.compile(rf"({_KEY})(?P<value>.*?)(?=[_&;?#/][a-z][a-z0-9]*=|\Z)", re.IGNORECASE)
-
-_LOGIN_IN_TEXT = re.compile(r"://[^\s'\"<>]*@")
-_WHOLE_WORD_BELOW = 4
 
 WireType = Literal["rtsp", "webcam", "file", "test"]
 
@@ -104,13 +102,11 @@ class Login:
         return user + colon + _percent(self.password, _ENCODED_IN_PASSWORD)
 
     def forms(self) -> Iterator[str]:
-        """Yield every text in which the secret could turn up."""
+        """Yield every text in which the secret could turn up; `redact` knows their spellings."""
         secret = self.password if ":" in self.given else self.user
-        yield from (self.given, self.given.partition(":")[2], self.encoded)
-        yield from (secret, _percent(secret, _ENCODED_IN_PASSWORD), _quote(secret))
+        yield from (secret, _quote(secret), self.given.partition(":")[2])
         if ":" in self.given:
             yield f"{self.user}:{secret}"
-            yield f"{_quote(self.user)}:{_quote(secret)}"
         plain = f"{self.user}:{self.password}".encode("utf-8", "surrogateescape")
         yield base64.b64encode(plain).decode()
 
@@ -259,24 +255,6 @@ def parse_source(text: str) -> Source:
     if match and (match[2] or scheme in _SLASHLESS):
         raise UsageError(f"the source starts with {match[0]!r}; expected one of: {_EXAMPLES}")
     return _file(text)
-
-
-def redact(text: str, secrets: Iterable[str]) -> str:
-    """Mask the given secrets, and the user and password of any URL, in `text`.
-
-    A secret of less than four characters is masked only where it stands alone: masking every "a"
-    would leave nothing to read, and tell what the password is.
-    """
-    known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
-    if known:
-        text = re.sub("|".join(map(_secret_pattern, known)), MASK, text)
-    return _LOGIN_IN_TEXT.sub(f"://{MASK}@", text)
-
-
-def _secret_pattern(secret: str) -> str:
-    if len(secret) >= _WHOLE_WORD_BELOW:
-        return re.escape(secret)
-    return rf"(?<!\w){re.escape(secret)}(?!\w)"
 
 
 def _refuse_control_characters(text: str, *, what: str = "the source") -> None:

@@ -14,7 +14,7 @@ from capture.errors import ConfigError, RelayError
 from capture.handoff import BACKLOG, LIVE
 from capture.process import Child, Stream, describe_exit
 from capture.pulse import DIRECTORY_VARIABLE, PULSE_SECONDS, STUCK_SECONDS, age_of, pulse_path
-from capture.settings import Settings, child_environment
+from capture.settings import ENV_PREFIX, Settings, child_environment
 from capture.supervision import Ladder, State
 
 WORKER_GRACE_SECONDS = 1.5
@@ -22,6 +22,8 @@ RENEW_SECONDS = 10.0
 OTHER_GRACE_SECONDS = 0.5
 IDLE_GRACE_SECONDS = 0.2
 BROKER_RESTART_SECONDS = 2.0
+# Which segment, and what became of it: without arguments and texts the lines look all the same.
+FLOWER_COLUMNS = "name,args,state,result,exception,retries,received,runtime"
 TOKEN_FILES = "RELAY_INGEST__TOKEN_FILES"  # noqa: S105 - a name
 
 log = structlog.get_logger()
@@ -248,7 +250,11 @@ class Stack:
         ]
 
         def start() -> Child:
-            return Child(argv, env=self._environment, stdout=Stream.NULL, stderr=self._stderr)
+            # Only who sends to the cloud needs a key.
+            environment = {**self._environment}
+            if what != "worker":
+                environment.pop(f"{ENV_PREFIX}INGEST__TOKEN", None)
+            return Child(argv, env=environment, stdout=Stream.NULL, stderr=self._stderr)
 
         return Service(what, start, pulses=self._runtime_dir)
 
@@ -276,4 +282,4 @@ def _worker_options(concurrency: int, verbose: bool) -> Sequence[str]:  # noqa: 
 
 def _flower_options(port: int) -> Sequence[str]:
     # Open to whoever may log in to this machine, and to nobody else; it shows, and does not steer.
-    return (f"--port={port}", "--address=127.0.0.1", "--read_only=True")
+    return (f"--port={port}", "--address=127.0.0.1", "--read_only=True", f"--tasks_columns={FLOWER_COLUMNS}")

@@ -11,8 +11,10 @@ from typing import Any
 
 import structlog
 from celery import beat
+from celery.signals import beat_init
 
-from capture.pulse import PulseFile, pulse_directory
+from capture.liveness import Liveness
+from capture.pulse import pulse_directory
 from capture.spool import STATE
 from tasks.celery import settings
 from tasks.consumer import RECONNECT_SECONDS
@@ -28,12 +30,16 @@ class Scheduler(beat.Scheduler):
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - Celery's signature
         super().__init__(*args, **options)
-        self._pulse = PulseFile(pulse_directory(settings.spool.path / STATE), "beat")
+        self._alive = Liveness(pulse_directory(settings.spool.path / STATE), "beat")
         self._offset = time.time() - time.monotonic()
+
+    def watch(self) -> None:
+        """End the process when it stands still for long."""
+        self._alive.watch()
 
     def tick(self, *args: Any, **options: Any) -> float:  # noqa: ANN401 - Celery's signature
         """Send what is due; return the seconds until the next look."""
-        self._pulse.beat()
+        self._alive.beat()
         offset = time.time() - time.monotonic()
         if abs(offset - self._offset) > LARGEST_DRIFT:
             log.info("clock_stepped", seconds=round(offset - self._offset), then="the schedule begins anew")
@@ -43,7 +49,7 @@ class Scheduler(beat.Scheduler):
 
     def close(self) -> None:
         """End."""
-        self._pulse.end()
+        self._alive.end()
         super().close()
 
     def _ensure_connected(self) -> Any:  # noqa: ANN401 - Celery's
@@ -52,10 +58,16 @@ class Scheduler(beat.Scheduler):
             lambda error, wait: log.warning("broker_unreachable", reason=str(error), again_in=wait),
             self.app.conf.broker_connection_max_retries,
             interval_max=RECONNECT_SECONDS,
-            callback=self._pulse.beat,
+            callback=self._alive.beat,
         )
 
     def _begin_anew(self) -> None:
         for entry in self.schedule.values():
             entry.last_run_at = entry.default_now() - LONG_AGO  # one tick too many does no harm
         self._heap = None  # its order is that of wall times, too
+
+
+@beat_init.connect
+def _watch(sender: beat.Service, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
+    if isinstance(sender.scheduler, Scheduler):
+        sender.scheduler.watch()

@@ -4,16 +4,18 @@ import sys
 import warnings
 from typing import Any
 
+import click
 import structlog
 from celery import Celery, Task
-from celery.exceptions import CPendingDeprecationWarning, Reject, Retry, SecurityWarning
-from celery.signals import celeryd_after_setup, setup_logging
+from celery.exceptions import CPendingDeprecationWarning, Ignore, Reject, Retry, SecurityWarning
+from celery.signals import celeryd_after_setup, import_modules, setup_logging
 
 from capture.errors import ConfigError, RelayError
 from capture.handoff import configure
 from capture.log import configure_logging
 from capture.settings import Settings, load_settings
-from tasks import kombu_guard, metrics, pulse
+from capture.source import redact
+from tasks import kombu_guard, metrics, pulse, watched
 from tasks.seldom import Seldom
 
 LONGEST_COUNTDOWN = 60.0
@@ -39,6 +41,7 @@ app = Celery("relay-capture")
 configure(app, settings)
 pulse.install(app, settings)
 metrics.install(app, settings)
+watched.install(app)
 
 
 @celeryd_after_setup.connect
@@ -53,6 +56,14 @@ def _spare_the_lecture(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
 @setup_logging.connect
 def _log_our_way(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
     configure_logging(secrets=settings.secrets())
+
+
+@import_modules.connect
+def _flower_logs_our_way(**_: Any) -> None:  # noqa: ANN401 - Celery's signature
+    """Flower sets up a format of its own and asks nobody; this comes after that, before its first line."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.info_name == "flower":
+        configure_logging(secrets=settings.secrets())
 
 
 # A trouble of this machine is told when it begins, and now and then while it lasts.
@@ -80,6 +91,10 @@ class RejectedByCloudError(Exception):
     """The cloud will never take this segment: says why."""
 
 
+class BugError(Exception):
+    """What became of an exception whose words held a secret: Celery shows those in log, events and Flower."""
+
+
 class RelayTask(Task):  # type: ignore[type-arg] # generic in the stubs alone
     """A task whose retries cannot be lost, and which honours ``Retry-After``.
 
@@ -93,6 +108,20 @@ class RelayTask(Task):  # type: ignore[type-arg] # generic in the stubs alone
     retry_backoff_max = 30
     retry_jitter = True
     max_retries = settings.ingest.tries - 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's signature
+        """Run; whatever it fails with holds no secret."""
+        try:
+            return self.run(*args, **kwargs)
+        except (*self.throws, Retry, Reject, Ignore):
+            raise
+        except Exception as error:
+            words = str(error)
+            shown = redact(words, settings.secrets())
+            if shown == words:
+                raise
+            # `from None`: the one that it replaces would be printed above it.
+            raise BugError(f"{type(error).__name__}: {shown}").with_traceback(error.__traceback__) from None
 
     def on_failure(self, exc: BaseException, *_args: Any) -> None:  # noqa: ANN401 - Celery's signature
         """Say seldom, not at every tick, that this machine is not fit: no spool, no token."""

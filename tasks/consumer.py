@@ -110,6 +110,11 @@ class RelayConsumer(Consumer):
 
     controller: Any  # the worker
 
+    def __init__(self, *args: Any, worker_options: Any = None, **options: Any) -> None:  # noqa: ANN401 - Celery's
+        """Have events to give whatever the worker's flags say: `tasks.watched` sends them when asked."""
+        options["worker_options"] = {**(worker_options or {}), "without_heartbeat": False}
+        super().__init__(*args, **options)
+
     def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401 - Celery's signature
         """Wait for the broker as long as it takes, and show the worker's pulse meanwhile."""
         conn.ensure_connection = partial(self._ensure, conn.ensure_connection)

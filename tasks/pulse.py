@@ -15,7 +15,8 @@ from celery import Celery, bootsteps
 from celery.worker import state as worker_state
 
 from capture.broker import fresh_client
-from capture.pulse import PULSE_SECONDS, STUCK_SECONDS, PulseFile, pulse_directory
+from capture.liveness import Liveness
+from capture.pulse import PULSE_SECONDS, STUCK_SECONDS, pulse_directory
 from capture.settings import Settings
 from capture.spool import STATE
 from tasks.memory import Memory
@@ -52,28 +53,29 @@ class WorkerPulse(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **_: Any) -> None:  # noqa: ANN401 - Celery's signature
         super().__init__(worker)
-        self._file = PulseFile(pulse_directory(self.settings.spool.path / STATE), "worker")
+        self._alive = Liveness(pulse_directory(self.settings.spool.path / STATE), "worker")
         self._hearing = Hearing()
         # Connections of its own: children that are forked later must not share them.
         url = self.settings.broker.url.get_secret_value()
         self._memory = Memory(worker.app, "", partial(fresh_client, url, timeout=ASK_SECONDS))
-        worker.pulse = self._file.beat
+        worker.pulse = self._alive.beat
         worker.taken = 0  # messages so far; the consumer counts, also what it refuses
 
     def start(self, worker: Any) -> None:  # noqa: ANN401
+        self._alive.watch()
         self._turn(worker)
         worker.timer.call_repeatedly(PULSE_SECONDS, self._turn, (worker,))
 
     def stop(self, worker: Any) -> None:  # noqa: ANN401
         del worker
-        self._file.end()
+        self._alive.end()
 
     def _turn(self, worker: Any) -> None:  # noqa: ANN401
-        self._file.beat()
+        self._alive.beat()
         queues = [str(name) for name in worker.app.amqp.queues.consume_from]
         slots = worker.pool.num_processes
         waiting = self._memory.announce(f"{worker.hostname}/{os.getpid()}", slots, queues)
-        self._file.beat()  # looking up the broker's name may have taken its time
+        self._alive.beat()  # looking up the broker's name may have taken its time
         if _is_ending():
             return  # it takes nothing on purpose
         room = slots - len(worker_state.reserved_requests)

@@ -1,9 +1,15 @@
 """What all tiers share."""
 
+import logging
+import sys
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
+from hypothesis import settings
 
 from capture.segment import SegmentName
 from capture.session import Owed, Session
@@ -11,6 +17,10 @@ from capture.source import parse_source
 from capture.spool import Spool
 
 pytest_plugins = ["tests.cameras.fixtures"]
+
+# How long one example takes says more about the machine's other tenants than about the code.
+settings.register_profile("relay", deadline=None)
+settings.load_profile("relay")
 
 PACKET = b"\x47" + b"\x1f\xff\x10" + b"\xff" * 184  # a null packet of a transport stream
 
@@ -34,6 +44,22 @@ class SteppedClock:
     def step(self, seconds: float) -> None:
         self.moment += timedelta(seconds=seconds)
         self.ticks += seconds
+
+
+@pytest.fixture(autouse=True)
+def kept_logging() -> Iterator[None]:
+    """Puts logging back: a test that has it set up as a command does would change what the next ones see."""
+    root, configured, config = logging.getLogger(), structlog.is_configured(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    if configured:
+        structlog.configure(**config)
+    else:
+        structlog.reset_defaults()
 
 
 @pytest.fixture

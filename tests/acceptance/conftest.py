@@ -1,5 +1,6 @@
 """The installed command as a child, the ingest it talks to, the spool it writes, and a clip to send."""
 
+import fcntl
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from capture.settings import load_settings
 from capture.sink import Receipt, Sink, SinkEvent
 from capture.source import parse_source
 from capture.spool import Spool
+from tests.acceptance.image import Image, build, read_image, require_tools
 
 COMMAND = Path(sys.executable).with_name("relay-capture")
 MARK = "ACCEPTANCE_RUN"  # in the environment of everything that a test starts, however it is orphaned
@@ -36,15 +38,15 @@ TAIL = 4000  # characters
 
 
 class Relay:
-    """A running `relay-capture`, its standard error in a file."""
+    """A running `relay-capture`, or another `command`, its standard error in a file."""
 
-    def __init__(self, arguments: list[str], *, env: Mapping[str, str], log: Path):
+    def __init__(self, arguments: list[str], *, env: Mapping[str, str], log: Path, command: Path = COMMAND):
         self.mark = uuid.uuid4().hex
         self.runtime = Path(env["XDG_RUNTIME_DIR"])  # where `up` makes its private directory
         self._log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [str(COMMAND), *arguments],
+                [str(command), *arguments],
                 env={**env, MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -382,3 +384,33 @@ def send(settings, session):
     run.spool = session.spool
     yield run
     app.close()
+
+
+# --- the image -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Has something expensive made in a folder once, for all processes that test; returns the folder."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # each has a folder of its own in that of this run
+        base = base.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image(once) -> Image:
+    """What the Dockerfile makes."""
+    require_tools()
+    return read_image(once("image", build))

@@ -75,7 +75,7 @@ NEVER_SENDS = (
 EVERY = 3
 
 def fault(client, request, session, number, options):
-    return httpx.Response(204, request=request)
+    return httpx.Response(204, content=iter(()), request=request)  # not read yet, as one from the wire
 """
 )
 

@@ -1,9 +1,11 @@
 """A worker or beat that lives but does nothing is noticed, told by `health`, and replaced by `up`."""
 
+import contextlib
 import os
 import signal
 import time
 
+import psutil
 import pytest
 
 from capture.pulse import STUCK_SECONDS, pulse_path
@@ -13,11 +15,12 @@ ENDLESS = "test:320x180@25"
 
 def mains(relay, what):
     """Return the main process of worker or beat: the one whose parent is `up` itself."""
-    return [
-        process
-        for process in relay.processes()
-        if f" {what} " in " ".join(process.cmdline()) and process.ppid() == relay.pid
-    ]
+    found = []
+    for process in relay.processes():
+        with contextlib.suppress(psutil.Error):  # one that was killed a moment ago
+            if f" {what} " in " ".join(process.cmdline()) and process.ppid() == relay.pid:
+                found.append(process)
+    return found
 
 
 @pytest.mark.timeout(180)

@@ -264,15 +264,15 @@ def test_a_camera_is_ended_once_and_only_when_known(sink, client):
         ("GET", "/healthz?a=b", 200),
         ("HEAD", "/healthz", 200),
         ("GET", "/", 404),
-        ("POST", "/healthz", 404),
-        ("PUT", "/api/cameras", 404),
-        ("PUT", "/api/stream/ingest/gate", 404),
+        ("POST", "/healthz", 405),
+        ("PUT", "/api/cameras", 405),
+        ("PUT", "/api/stream/ingest/gate", 405),
         ("POST", "/api/stream/ingest/", 404),
         ("POST", "/api/stream/ingest/a/b", 404),
         ("OPTIONS", "*", 404),
     ],
 )
-def test_anything_unknown_is_404(sink, method, path, status):
+def test_an_unknown_address_is_404_and_an_unknown_method_of_a_known_one_405(sink, method, path, status):
     answer = say(sink, head(path, method=method, Content_Length=0, Connection="close"))
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 
