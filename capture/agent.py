@@ -1,8 +1,7 @@
 """The capture agent: all cameras of this machine, and the handoff of what they close."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -12,6 +11,7 @@ from capture.camera import Camera, CameraPlan, CameraStatus
 from capture.clock import Clock
 from capture.errors import ConfigError, RelayError
 from capture.ffmpeg import CaptureOptions
+from capture.fleet import Changes, Fleet
 from capture.gate import Gate
 from capture.handoff import (
     END_SESSION,
@@ -22,7 +22,6 @@ from capture.handoff import (
     publisher_app,
     upload_message,
 )
-from capture.roster import Changes, Roster
 from capture.segment import SessionName
 from capture.session import Owed
 from capture.settings import Settings, read_token
@@ -38,7 +37,6 @@ log = structlog.get_logger()
 def plan_cameras(settings: Settings) -> list[CameraPlan]:
     """Return what the settings say is to be captured. Raises ConfigError when that is nothing."""
     plans = []
-    is_alone = sum(camera.enabled for camera in settings.cameras.values()) == 1
     for camera_id, camera in settings.cameras.items():
         if not camera.enabled:
             continue
@@ -50,11 +48,8 @@ def plan_cameras(settings: Settings) -> list[CameraPlan]:
             audio=values.audio,
             realtime=values.realtime,
         )
-        source = camera.parsed_source()
-        if not (is_alone or source.is_finite):
-            options = replace(options, offset=border_offset(camera_id, options.segment_seconds))
         name, hidden = camera.name or camera_id, settings.secret_variables()
-        plans.append(CameraPlan(camera_id, name, source, options, hidden))
+        plans.append(CameraPlan(camera_id, name, camera.parsed_source(), options, hidden))
     if not plans:
         raise ConfigError(
             "no camera is set; expected at least one; give --source (a file, rtsp://…, http://…, "
@@ -63,13 +58,10 @@ def plan_cameras(settings: Settings) -> list[CameraPlan]:
     return plans
 
 
-def border_offset(camera: str, segment_seconds: float) -> float:
-    """Return by how many seconds a camera's first segment is shorter, so that not all end theirs at once.
-
-    By its id alone: other cameras that come and go shift nobody.
-    """
-    share = int.from_bytes(hashlib.sha256(camera.encode()).digest()[:4]) / 2**32
-    return round(share * segment_seconds, 3)
+def _token_files(before: Settings, after: Settings) -> dict[str, Path]:
+    """Return the token files from now on; a camera that is gone may owe segments, and keeps its own."""
+    gone = before.ingest.token_files.keys() - after.cameras.keys()
+    return {each: before.ingest.token_files[each] for each in gone} | after.ingest.token_files
 
 
 class Agent:
@@ -85,34 +77,35 @@ class Agent:
         self._budget = Budget(spool, settings.spool, cameras=len(settings.cameras))
         self._ffmpeg = ffmpeg
         self._clock = clock
-        self._roster = Roster(self._camera, plan_cameras(settings))
+        self._fleet = Fleet(plan_cameras(settings), self._camera, clock=clock)
 
-    def _camera(self, plan: CameraPlan) -> Camera:
+    def _camera(self, plan: CameraPlan, away: str) -> Camera:
         return Camera(
             plan,
             spool=self._spool,
             ffmpeg=self._ffmpeg,
             on_owed=self._owed,
             on_session=self._session,
+            away=away,
             clock=self._clock,
         )
 
     @property
     def cameras(self) -> Mapping[str, Camera]:
         """The cameras that are to run now, by id."""
-        return self._roster.cameras
+        return self._fleet.cameras
 
     def start(self) -> None:
         """Start all cameras. A start is a new try for a token that was refused before."""
         self._forgive(self.cameras)
         self._publisher.start()
         self._budget.start()
-        self._roster.attend()
+        self._fleet.attend()
         self._publisher.send(Message(RECOVER, ()))
 
     def attend(self) -> None:
         """Go on starting cameras. Call it several times a second, from one thread."""
-        self._roster.attend()
+        self._fleet.attend()
 
     def reload(self, settings: Settings) -> Changes:
         """Take over cameras, defaults and the cameras' token files; nothing else changes while we run.
@@ -120,22 +113,25 @@ class Agent:
         Only cameras whose settings differ are started anew. One whose table is wrong goes on as it was.
         Raises ConfigError when no camera would be left.
         """
-        plans = {plan.id: plan for plan in plan_cameras(settings)}
-        kept = {each: self.cameras[each].plan for each in settings.faulty_cameras if each in self.cameras}
-        old_files = self._settings.ingest.token_files
-        files = {
-            **settings.ingest.token_files,
-            **{each: old_files[each] for each in kept if each in old_files},
-        }
-        found = self._roster.change(list({**plans, **kept}.values()))
-        ingest = self._settings.ingest.model_copy(update={"token_files": files})
-        known = {**settings.cameras, **{each: self._settings.cameras[each] for each in kept}}
-        self._settings = self._settings.model_copy(
-            update={"cameras": known, "defaults": settings.defaults, "ingest": ingest}
+        before = self._settings
+        ingest = before.ingest.model_copy(update={"token_files": _token_files(before, settings)})
+        after = before.model_copy(
+            update={"cameras": settings.cameras, "defaults": settings.defaults, "ingest": ingest}
+        ).noting(
+            faulty_cameras=settings.faulty_cameras,
+            secret_variables=before.secret_variables() | settings.secret_variables(),
+            warnings=settings.warnings,
         )
-        self._budget.expect(len(self.cameras))
+        plans = {plan.id: plan for plan in plan_cameras(after)}
+        kept = {each: self.cameras[each].plan for each in settings.faulty_cameras if each in self.cameras}
+        tables = {each: before.cameras[each] for each in kept}
+        self._settings = after.model_copy(update={"cameras": after.cameras | tables})
+        self._gate = Gate(self._spool, ingest)
+        self._budget.expect(len(plans | kept))
+        found = self._fleet.exchange((plans | kept).values())
+        files, old_files = ingest.token_files, before.ingest.token_files
         self._forgive([each for each in self.cameras if files.get(each) != old_files.get(each)])
-        self._roster.attend()
+        self._fleet.attend()
         return found
 
     @property
@@ -147,12 +143,12 @@ class Agent:
         for camera in cameras:
             try:
                 self._gate.forgive(read_token(self._settings.ingest, camera))
-            except ConfigError as error:
+            except (ConfigError, OSError) as error:
                 log.error("camera_token_unusable", camera=camera, reason=str(error), then=_OTHERS_GO_ON)
 
     def stop(self) -> None:
         """Let every ffmpeg finish its segment; at most a few seconds."""
-        self._roster.stop()
+        self._fleet.stop()
 
     def close(self, timeout: float = _PUBLISH_SECONDS) -> None:
         """Let the publisher finish, for at most `timeout` seconds."""
@@ -160,7 +156,7 @@ class Agent:
         self._publisher.close(timeout)
 
     def is_running(self) -> bool:
-        return self._roster.is_running()
+        return self._fleet.is_running()
 
     def statuses(self) -> list[CameraStatus]:
         return [camera.status() for camera in self.cameras.values()]
@@ -174,9 +170,11 @@ class Agent:
 
         A camera that is refused with a token of its own, while others are not, is told in the log.
         """
-        if self._settings.ingest.on_refused != "stop" or not self._gate.refuses_anybody():
+        if self._settings.ingest.on_refused != "stop":
             return None
         try:
+            if not self._gate.refuses_anybody():
+                return None
             notes = {camera: self._refusal_of(camera) for camera in self._going_on()}
         except OSError:  # the spool is away: others say so
             return None
@@ -208,7 +206,7 @@ class Agent:
 
     def _ours(self) -> set[str]:
         """The cameras of this run, also those that are gone: what they owe is still to be sent."""
-        return {*self.cameras, *self._roster.former}
+        return set(self._fleet.known)
 
     def _owes(self) -> bool:
         """Tell whether anything is owed; stops at the first, where counting very many takes its time."""

@@ -35,9 +35,12 @@ from capture.supervision import (
 from capture.upkeep import close_dead_sessions
 from capture.watch import Watch, in_words
 
-__all__ = ["STOP_GRACE_SECONDS", "Camera", "CameraPlan", "CameraStatus"]
+__all__ = ["NOT_RUNNING", "SETTINGS_CHANGED", "STOP_GRACE_SECONDS", "Camera", "CameraPlan", "CameraStatus"]
 
 JITTER = 0.1  # share of each wait
+# Why there was no video before a camera's first.
+NOT_RUNNING = "the agent was not running"
+SETTINGS_CHANGED = "its settings changed"
 
 log = structlog.get_logger()
 
@@ -90,9 +93,12 @@ class Camera:
         ffmpeg: str,
         on_owed: OnOwed,
         on_session: OnSession,
+        away: str = NOT_RUNNING,
         clock: Clock | None = None,
     ) -> None:
+        """`away` is why there was no video between its last segment, if there is any, and now."""
         self.plan = plan
+        self._away = away
         self._spool = spool
         self._ffmpeg = ffmpeg
         self._clock = clock or Clock()
@@ -222,7 +228,7 @@ class Camera:
             return
         if last is not None and last < self._clock.now():
             self._recorder.gaps.resume_from(last)
-            self._recorder.gaps.lost("the agent was not running", since=last)
+            self._recorder.gaps.lost(self._away, since=last)
 
     def _start_session(self) -> Session:
         session = Session.start(
@@ -332,6 +338,7 @@ class Camera:
                 self._options,
                 open_dir=session.open_directory,
                 first_sequence=first_sequence,
+                now=self._clock.monotonic(),
             ),
             clock=self._clock,
             watch=watch,

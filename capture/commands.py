@@ -81,9 +81,10 @@ def _reloader(settings: Settings, load: Load, *, as_json: bool, verbose: bool) -
 
 def run_agent(load: Load, *, as_json: bool = False, verbose: bool = False) -> int:
     """`run`: the capture agent alone. `load` reads the settings, now and at each reload."""
+    signals = StopSignals()
+    signals.listen_for_reload()
     settings = load()
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
-    signals = StopSignals()
     signals.install()
     reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
     agent = Agent(settings, spool, ffmpeg)
@@ -100,12 +101,13 @@ def run_everything(
     verbose: bool = False,
 ) -> int:
     """`up`: broker, worker, beat, agent, and Flower if wanted. `load` reads the settings."""
+    signals = StopSignals()
+    signals.listen_for_reload()
     settings = load()
     own_broker = "url" not in settings.broker.model_fields_set
     if not own_broker:
         ping(settings.broker.url.get_secret_value())
     spool, ffmpeg = _prepare(settings, as_json=as_json, verbose=verbose)
-    signals = StopSignals()
     signals.install()
     reloader = _reloader(settings, load, as_json=as_json, verbose=verbose)
     with RuntimeDir() as runtime:

@@ -58,9 +58,9 @@ class CaptureOptions:
     """How to capture: seconds, frames per second, pixels (width, height).
 
     `realtime` paces a source that has no pace of its own (a file, the test pattern). `encode` has the video
-    encoded anew where neither rate nor size is asked for. `offset`, below `segment_seconds`, makes the first
-    segment shorter by so much: the cameras of an agent then do not all end a segment in the same moment. It
-    is no difference between two cameras' settings.
+    encoded anew where neither rate nor size is asked for. With a `phase`, a share of a segment, borders
+    come at times of a steady clock that lie so far behind a multiple of `segment_seconds`; without one, that
+    long after the first frame. It is no difference between two cameras' settings.
     """
 
     segment_seconds: float
@@ -69,7 +69,7 @@ class CaptureOptions:
     audio: Audio = "off"
     realtime: bool = True
     encode: bool = False
-    offset: float = field(default=0.0, compare=False)
+    phase: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.segment_seconds <= 0:
@@ -86,17 +86,19 @@ class CaptureOptions:
         """Whether a picture is asked for that copying cannot give."""
         return self.encode or self.fps is not None or self.resolution is not None
 
+    def ahead(self, now: float) -> float:
+        """Return by how many seconds every border comes sooner for a capture that begins `now` (seconds)."""
+        if self.phase is None:
+            return 0.0
+        return round((now - self.phase * self.segment_seconds) % self.segment_seconds, 3)
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An argument list without a secret, and what to write to standard input (it may hold one).
-
-    `begin` is the time of the first frame in seconds, as StdoutParser needs it.
-    """
+    """An argument list without a secret, and what to write to standard input (it may hold one)."""
 
     argv: list[str]
     script: bytes
-    begin: float = 0.0
 
     def __repr__(self) -> str:
         return f"Command(argv={self.argv!r}, script=<{len(self.script)} bytes>)"
@@ -109,16 +111,19 @@ def capture_command(
     *,
     open_dir: Path,
     first_sequence: int,
+    now: float = 0.0,
     platform: str = sys.platform,
 ) -> Command:
     """Return the command that cuts `source` into ``<open_dir>/<sequence>.ts``.
 
+    `now` is seconds of a steady clock that all cameras share; it matters for options with a phase alone.
     `platform` is Python's name for the system: "darwin" or "linux".
     Its standard output is for StdoutParser, its standard error for `explain`. SIGTERM makes it
     finish the open segment and report it; the exit code is then 255. A live source that fell silent
     ends with exit code 0, like one that ended: only standard error tells.
     """
     encodes = options.transcodes or source.kind in {SourceKind.TEST, SourceKind.WEBCAM}
+    ahead = options.ahead(now)
     argv = [
         ffmpeg,
         "-hide_banner",
@@ -128,13 +133,12 @@ def capture_command(
         # short enough that a pipe keeps it in one piece. Standard error is for trouble alone.
         *("-nostats", "-progress", "pipe:1", "-stats_period", "1"),
         *("-loglevel", "level+warning"),
-        *_shift(options),
         *_input(source, options, platform),
-        *_video(source, options, encodes=encodes),
+        *_video(source, options, ahead, encodes=encodes),
         *_audio(options.audio),
-        *_segments(options.segment_seconds, open_dir, first_sequence, encodes=encodes),
+        *_segments(options.segment_seconds, ahead, open_dir, first_sequence, encodes=encodes),
     ]
-    return Command(argv, _script(source, options), options.offset)
+    return Command(argv, _script(source, options))
 
 
 def probe_command(ffmpeg: str, source: Source) -> Command:
@@ -148,11 +152,6 @@ def probe_command(ffmpeg: str, source: Source) -> Command:
         *("-abort_on", "empty_output", "-f", "null", "-"),
     ]
     return Command(argv, _script(source, options))
-
-
-def _shift(options: CaptureOptions) -> list[str]:
-    """Let the times begin at the offset: the segment muxer, and our key frames, count from zero."""
-    return ["-itsoffset", f"{options.offset:g}"] if options.offset else []
 
 
 def _input(source: Source, options: CaptureOptions, platform: str) -> list[str]:
@@ -208,7 +207,7 @@ def _webcam(device: str, options: CaptureOptions, platform: str) -> list[str]:
     return ["-f", "v4l2", *rate, *size, "-i", path]
 
 
-def _video(source: Source, options: CaptureOptions, *, encodes: bool) -> list[str]:
+def _video(source: Source, options: CaptureOptions, ahead: float, *, encodes: bool) -> list[str]:
     chosen = ["-map", "0:v:0"]
     if not encodes:
         return [*chosen, "-c:v", "copy", *_repairs(source)]
@@ -221,7 +220,7 @@ def _video(source: Source, options: CaptureOptions, *, encodes: bool) -> list[st
         *("-c:v", "libx264", *quick, "-pix_fmt", "yuv420p"),
         # B-frames shift all times by their delay, and the first segment is then too long by it.
         *("-bf", "0"),
-        *("-force_key_frames", _key_frames(options.segment_seconds)),
+        *("-force_key_frames", _key_frames(options.segment_seconds, ahead)),
     ]
 
 
@@ -249,14 +248,14 @@ def _filters(options: CaptureOptions) -> list[str]:
     return ["-vf", ",".join(rate + size)] if rate or size else []
 
 
-def _key_frames(segment_seconds: float) -> str:
-    """Force a key frame on the first frame at or after each border.
+def _key_frames(segment_seconds: float, ahead: float) -> str:
+    """Force a key frame on the first frame at or after each border; these come `ahead` seconds sooner.
 
     Asked as "has a border passed since the last forced one", which also holds when a camera's clock
     jumps; the usual ``gte(t,n_forced*S)`` would then force one on every frame until it caught up.
     """
-    now = f"floor((t+{_ROUNDING_S})/{segment_seconds:g})"
-    then = f"floor((prev_forced_t+{_ROUNDING_S})/{segment_seconds:g})"
+    sooner = _ROUNDING_S + ahead
+    now, then = (f"floor(({t}+{sooner:g})/{segment_seconds:g})" for t in ("t", "prev_forced_t"))
     return f"expr:if(isnan(prev_forced_t),1,gt({now},{then}))"
 
 
@@ -268,8 +267,12 @@ def _audio(audio: Audio) -> list[str]:
     return ["-map", "0:a:0?", *codec, "-max_muxing_queue_size", "1024"]
 
 
-def _segments(seconds: float, open_dir: Path, first_sequence: int, *, encodes: bool) -> list[str]:
-    delta = _ROUNDING_S if encodes else seconds * _EARLY_KEY_FRAME
+def _segments(
+    seconds: float, ahead: float, open_dir: Path, first_sequence: int, *, encodes: bool
+) -> list[str]:
+    # The muxer counts borders from its first packet, whatever time that has, and takes this from each of
+    # them: the first segment alone becomes shorter by it, and all later borders keep step.
+    delta = ahead + (_ROUNDING_S if encodes else seconds * _EARLY_KEY_FRAME)
     directory = str(open_dir.absolute()).replace("%", "%%")
     return [
         # Timestamps in the file are then those of the segment list; the default adds 1.4 s.

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from capture.segment import parse_open_name
@@ -53,9 +53,7 @@ def parse_segment_line(line: str) -> SegmentClosed | None:
 class StdoutParser:
     """Turns the bytes of ffmpeg's standard output into events, in whatever pieces they arrive."""
 
-    def __init__(self, begin: float = 0.0) -> None:
-        """`begin` is the time of the first frame: ffmpeg always lists the first segment as from zero."""
-        self._begin = begin
+    def __init__(self) -> None:
         self._rest = bytearray()
         self._is_skipping = False
         self._values: dict[str, str] = {}
@@ -85,8 +83,7 @@ class StdoutParser:
         text = line.decode("utf-8", "replace").strip()
         match = _KEY_VALUE.fullmatch(text)
         if match is None:
-            closed = parse_segment_line(text)
-            return closed and replace(closed, start=max(closed.start, self._begin))
+            return parse_segment_line(text)
         key, value = match.groups()
         if key in _PROGRESS_KEYS:
             self._values[key] = value

@@ -24,6 +24,7 @@ _SENTENCES: Final[Mapping[str, str]] = {
     "its times fall behind the clock": "times_behind",
     "the source ended": "source_ended",
     "the agent was not running": "agent_not_running",
+    "its settings changed": "settings_changed",
     "the session's directory was removed": "session_removed",
     os.strerror(errno.ENOSPC): "disk_full",
 }

@@ -67,7 +67,7 @@ class Run:
 
     def _follow(self, child: Child, output: Output, on_ending: Callable[[], None]) -> int | None:
         """Read until ffmpeg is gone, also while it ends: on a full pipe it never gets to its signal."""
-        parser = StdoutParser(self._command.begin)
+        parser = StdoutParser()
         kill_at: float | None = None
         tick_at = self._clock.monotonic()
         while not output.eof or child.poll() is None:

@@ -37,28 +37,41 @@ log = structlog.get_logger()
 class StopSignals:
     """SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once.
 
-    SIGHUP asks for a reload; several that come together are one.
+    SIGHUP, where it is listened for, asks to read the settings anew; several that come together are one. When
+    the terminal that this was started from is gone, it asks for a clean stop.
     """
 
     def __init__(self) -> None:
         # A plain flag: a handler that sets an Event can meet the very lock that it interrupted.
         self._asked = False
         self._reload_asked = False
+        self._terminal: int | None = None
         self._name = ""
         self.asked_at = 0.0  # monotonic seconds
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
-        signal.signal(signal.SIGHUP, self._handle_reload)
 
-    def _handle_reload(self, _number: int, _frame: FrameType | None) -> None:
+    def listen_for_reload(self) -> None:
+        """Take SIGHUP, too."""
+        self._terminal = next((number for number in (0, 1, 2) if os.isatty(number)), None)
+        signal.signal(signal.SIGHUP, self._note_hang_up)
+
+    def _note_hang_up(self, _number: int, _frame: FrameType | None) -> None:
         self._reload_asked = True
 
     def take_reload(self) -> bool:
-        """Tell whether a reload was asked for since the last call."""
-        asked, self._reload_asked = self._reload_asked, False
-        return asked
+        """Tell whether a reload was asked for since the last call, however often."""
+        if not self._reload_asked:
+            return False
+        self._reload_asked = False
+        if self._terminal is None or os.isatty(self._terminal):
+            return True
+        if not self._asked:  # a closed window ends what runs in it, as people expect; now cleanly
+            self._name = signal.Signals.SIGHUP.name
+            self.ask()
+        return False
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._asked:
@@ -153,9 +166,9 @@ def _watch(
 ) -> str | None:
     """Wait for the end of it; return the advice if the cloud refused the token."""
     while agent.is_running() and not signals.wait(TICK_SECONDS):
-        agent.attend()
         if signals.take_reload():
             reloader.reload(agent, stack)
+        agent.attend()
         if stack is not None:
             stack.check()
         if (advice := agent.refusal()) is not None:
@@ -191,6 +204,7 @@ def _drain(
         left = _owed(agent)
         if left == 0 < owed:  # now the sessions can be ended
             remind_at = time.monotonic()
+        signals.take_reload()  # too late for one, and not for a terminal that is gone
         if not by_signal and signals.is_asked():
             by_signal, deadline = True, signals.asked_at + settings.drain_timeout
         if time.monotonic() >= remind_at:
@@ -213,13 +227,16 @@ def _conclude(agent: Agent, spool: Spool, advice: str | None) -> int:
     if advice is not None:
         raise RefusedError(f"{advice}; {many(owed, 'segment')} waiting in {spool.root}")
     errors: list[RelayError] = agent.errors()
+    owing = OwedError(
+        f"stopped with {many(owed, 'segment')} still owed, in {spool.root}; "
+        "start again with the same --spool to send them"
+    )
     if errors:
-        raise errors[0]
+        if owed:  # the exit code can tell one thing only
+            log.warning("segments_owed", count=owed, advice=str(owing))
+        raise _together(errors)
     if owed:
-        raise OwedError(
-            f"stopped with {many(owed, 'segment')} still owed, in {spool.root}; "
-            "start again with the same --spool to send them"
-        )
+        raise owing
     if rejected := agent.rejected():
         log.warning(
             "segments_rejected",
@@ -228,3 +245,12 @@ def _conclude(agent: Agent, spool: Spool, advice: str | None) -> int:
             "`relay-capture requeue --rejected` sends them again",
         )
     return EXIT_DONE
+
+
+def _together(errors: list[RelayError]) -> RelayError:
+    """Return the first failure, with the number of the others: each of them stands in the log."""
+    first, *others = errors
+    if not others:
+        return first
+    more = many(len(others), "other camera")
+    return type(first)(f"{first}; and {more} failed, see the log")

@@ -1,5 +1,6 @@
 """`up` on one machine: broker, worker, beat and Flower as supervised children with one stop order."""
 
+import math
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from capture.settings import ENV_PREFIX, Settings, child_environment
 from capture.supervision import Ladder, State
 
 WORKER_GRACE_SECONDS = 1.5
+RENEW_SECONDS = 10.0
 OTHER_GRACE_SECONDS = 0.5
 IDLE_GRACE_SECONDS = 0.2
 BROKER_RESTART_SECONDS = 2.0
@@ -42,6 +44,7 @@ class Service:
         self._began = 0.0
         self._again_at = 0.0
         self._look_at = 0.0
+        self._kill_at: float | None = None  # while it is being renewed
 
     @property
     def pid(self) -> int | None:
@@ -50,6 +53,7 @@ class Service:
     def start(self) -> None:
         self._began = time.monotonic()
         self._child = self._start()
+        self._kill_at = None
         self.state = State.RUNNING
 
     def check(self) -> None:
@@ -67,13 +71,23 @@ class Service:
             return
         code = self._child.poll()
         if code is None:
+            self._end_if_late(self._child)
             self._end_if_stuck(self._child)
             return
         self._child.close()
+        if self._kill_at is not None:
+            log.info("service_renewed", service=self.name)
+            self.state, self._again_at = State.BACKOFF, time.monotonic()
+            return
         wait = self._ladder.delay_after(time.monotonic() - self._began)
         self._again_at = time.monotonic() + wait
         self.state = State.BACKOFF
         log.warning("service_ended", service=self.name, reason=describe_exit(code), again_in=wait)
+
+    def _end_if_late(self, child: Child) -> None:
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._kill_at = math.inf
+            child.kill_group()
 
     def _end_if_stuck(self, child: Child) -> None:
         """Kill it when its loop stands still: it would not listen to anything else."""
@@ -89,13 +103,14 @@ class Service:
             log.error("service_stuck", service=self.name, seconds=round(age), then="it is started anew")
             child.kill_group()
 
-    def renew(self, grace: float) -> None:
-        """End it and start it at once, with what `start` gives it now."""
-        if self.state is not State.RUNNING or self._child is None:
-            return
-        self._child.stop(grace)
-        self._child.close()
-        self.start()
+    def renew(self) -> None:
+        """Have it end after what it has in hand, or be killed, and start it with what `start` gives it then.
+
+        Returns at once; `check` does the rest.
+        """
+        if self._child is not None and self.state is State.RUNNING and self._kill_at is None:
+            self._kill_at = time.monotonic() + RENEW_SECONDS
+            self._child.terminate(signal.SIGTERM)
 
     def ask_to_stop(self) -> None:
         if self._child is not None and self.state is State.RUNNING:
@@ -171,8 +186,7 @@ class Stack:
         if files == self._environment[TOKEN_FILES]:
             return
         self._environment[TOKEN_FILES] = files
-        log.info("worker_renewed", reason="the cameras' token files changed")
-        self._services["worker"].renew(WORKER_GRACE_SECONDS)
+        self._services["worker"].renew()
 
     def start(self) -> None:
         """Start everything; only the broker is waited for, a tenth of a second."""

@@ -65,3 +65,17 @@ def test_the_soak_follows_every_process_and_counts_every_segment(tmp_path):
     assert found["outages"] > 0
     assert found["closed"] == found["confirmed"] == found["arrived"] > 0
     assert "PASS  nothing is lost" in words
+
+
+def test_many_cameras_are_measured_against_as_many_bare_ffmpegs(tmp_path):
+    options = ["--cameras", "1,2", "--repeat", "1", "--seconds", "1", "--settle", "0", "--segment", "1"]
+    found, words = run("many_cameras", *options, folder=tmp_path)
+    kinds = [(sample["kind"], sample["cameras"]) for sample in found["samples"]]
+    assert kinds == [("bare", 1), ("up", 1), ("bare", 2), ("up", 2)]
+    for sample in found["samples"]:
+        assert all(pss > 0 for pss in sample["pss"].values())
+        assert (sample["exit_code"], sample["problems"]) == (0, "")
+    _, one, _, two = found["samples"]
+    assert (two["agent_threads"] - one["agent_threads"], two["agent_fds"] > one["agent_fds"]) == (1, True)
+    assert found["agent_mib"]["base"] > 0
+    assert "PASS  nothing is lost" in words

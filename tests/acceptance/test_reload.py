@@ -1,8 +1,11 @@
 """SIGHUP on the running command: only what changed is started anew."""
 
+import os
 import signal
+import subprocess
+import time
 
-from tests.acceptance.conftest import TOKEN
+from tests.acceptance.conftest import COMMAND, DEADLINE, TOKEN
 
 
 def steady(clip):
@@ -66,5 +69,51 @@ def test_a_changed_token_file_reaches_the_worker(start, sink, spool, tmp_path):
     relay.wait_for(
         lambda: "own" in {receipt.camera for receipt in sink.receipts()}, "the right one is taken up"
     )
+    relay.wait_for(lambda: '"event": "service_renewed"' in relay.log, "the worker is another one")
     relay.signal()
     assert relay.exit_code() in {0, 75}, relay.tail()
+    assert '"event": "service_ended"' not in relay.log  # it was not killed, nor was that a failure
+
+
+def test_what_runs_in_a_terminal_ends_cleanly_when_that_is_gone(spool, tmp_path):
+    variables = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RELAY_")},
+        "RELAY_CLOUD": "http://127.0.0.1:9",
+        "RELAY_TOKEN": TOKEN,
+        "RELAY_BROKER": "redis://127.0.0.1:9",
+    }
+    what = ["--source", "test:64x36@5", "--camera-id", "gate", "--spool", spool.path]
+    command = [COMMAND, "run", "--json", "--drain-timeout", "0", *what]
+    ours, theirs = os.openpty()
+    log = tmp_path / "relay.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=variables, stdin=theirs, stdout=file, stderr=file)
+    try:
+        wait_for(process, lambda: "capture_running" in log.read_text())
+        process.send_signal(signal.SIGHUP)
+        wait_for(process, lambda: "settings_reloaded" in log.read_text())
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(DEADLINE) == 75, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(theirs)
+    assert '"reason": "SIGHUP"' in log.read_text()
+    assert spool.open() == []
+    assert '"ended_at": "' in (spool.sessions()[0] / "session.json").read_text()
+
+
+def wait_for(process, condition):
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_sink_that_has_nothing_to_read_again_ends_with_sighup(start):
+    sink = start("sink", "--port", "0")
+    sink.wait_for(lambda: "sink listens on" in sink.log, "it listens")
+    sink.signal(signal.SIGHUP)
+    assert sink.exit_code() == -signal.SIGHUP

@@ -167,6 +167,17 @@ def test_copied_frames_in_are_frames_out_across_borders(ffmpeg, clips, tmp_path,
     assert taken.events[-1].frames == FRAMES
 
 
+@pytest.mark.parametrize("options", [{}, {"fps": 25}], ids=["copied", "encoded"])
+def test_a_phase_brings_every_border_forward_and_costs_no_frame(ffmpeg, clips, tmp_path, options):
+    taken = capture(ffmpeg, str(clips["h264.mkv"]), tmp_path, phase=0.5, **options)
+    assert (taken.code, taken.stderr) == (0, [])
+    assert [event.start for event in taken.closed] == pytest.approx([0, 1, 3], abs=0.1)
+    assert [event.end for event in taken.closed] == pytest.approx([1, 3, 5], abs=0.1)
+    assert sum(len(packets(ffmpeg, file)[0]) for file in taken.files) == FRAMES
+    assert all(begins_with_a_key_frame(ffmpeg, file) for file in taken.files)
+    assert decoded(ffmpeg, joined(taken.files, tmp_path)) == (FRAMES, "")
+
+
 @pytest.mark.parametrize("name", ["b-frames.mp4", "h264.mkv", "h265.mp4"])
 def test_a_copied_segment_plays_by_itself(ffmpeg, clips, tmp_path, name):
     taken = capture(ffmpeg, str(clips[name]), tmp_path)

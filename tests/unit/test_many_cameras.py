@@ -1,12 +1,12 @@
-"""Which cameras a reload touches, what it cannot take over, and how borders of segments are spread."""
+"""Which cameras a reload touches, and what it cannot take over."""
 
 from pathlib import Path
 
 import pytest
 
-from capture.agent import border_offset, plan_cameras
+from capture.agent import plan_cameras
+from capture.fleet import Changes, changes
 from capture.reload import need_restart
-from capture.roster import Changes, changes
 from capture.settings import load_settings
 
 BASE = '[ingest]\nurl = "http://a"\n[defaults]\nsegment_seconds = 2\n'
@@ -56,23 +56,3 @@ def test_only_cameras_whose_settings_differ_are_touched(tmp_path, old, new, foun
 )
 def test_what_a_reload_cannot_take_over_is_named(tmp_path, added, keys):
     assert need_restart(settings(tmp_path, GATE), settings(tmp_path, GATE + added)) == keys
-
-
-def test_the_borders_of_fifty_cameras_are_spread_and_stay_where_they_are():
-    offsets = [border_offset(f"cam{number}", 10.0) for number in range(50)]
-    assert all(0 <= offset < 10 for offset in offsets)
-    for second in range(10):
-        assert sum(second <= offset < second + 1 for offset in offsets) <= 13
-    assert border_offset("cam7", 10.0) == offsets[7]
-
-
-@pytest.mark.parametrize(
-    ("text", "shifted"),
-    [
-        (GATE, {"gate": False}),
-        (GATE + DOOR, {"gate": True, "door": True}),
-        (GATE + '[cameras.file]\nsource = "/x.mp4"\n', {"gate": True, "file": False}),
-    ],
-)
-def test_a_camera_alone_and_a_file_keep_full_segments_from_the_start(tmp_path, text, shifted):
-    assert {each: bool(plan.options.offset) for each, plan in plans(tmp_path, text).items()} == shifted

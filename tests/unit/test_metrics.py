@@ -55,6 +55,7 @@ def test_every_cause_that_ffmpeg_is_given_has_its_word(kind, cause):
     ("cause", "word"),
     [
         ("the agent was not running", "agent_not_running"),
+        ("its settings changed", "settings_changed"),
         ("the session's directory was removed", "session_removed"),
         ("the source ended", "source_ended"),
         ("ffmpeg was killed by SIGKILL", "ffmpeg_ended"),

@@ -1,0 +1,195 @@
+"""What 1, 10, 50 cameras cost: CPU and memory of agent, ffmpegs and uploads, against as many bare ffmpegs.
+
+    python -m benchmarks.many_cameras [--cameras 1,10,50] [--seconds 30] [--segment 10] [--repeat 3]
+
+Every camera plays the same long 720p H.264 file of 2 Mbit/s in real time, as a camera would, and is copied.
+A bare one is `ffmpeg -re -i FILE -c copy -f segment` with those of our options that change what is written.
+Bare ones and `up` run in turn, each alone, the order changing with each repetition; uploads go to a sink that
+is a process of its own and counts as neither. CPU is counted after the start and before the stop.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from benchmarks.figures import environment_lines
+from benchmarks.footprint import make_clip
+from benchmarks.ingest import Ingest, ingest_process
+from benchmarks.many_cameras_report import BARE, OURS, Report, Sample
+from benchmarks.processes import AGENT, Usage, cpu_between, total_memory, usage_of_tree
+from benchmarks.relay import Relay, running, wait_until
+from capture.ffmpeg import find_ffmpeg
+from capture.fleet import STARTS_PER_TURN, TURN_SECONDS
+
+LOOP_SECONDS = 10
+SPARE_SECONDS = 90  # for the start of the last camera, the first segment, the settling, and a slow machine
+
+
+def make_long_clip(path: Path, seconds: float) -> None:
+    """Make a clip of at least so many seconds: a short one, encoded once and copied end to end."""
+    short = path.with_name(f"short-{path.name}")
+    make_clip(short, LOOP_SECONDS)
+    command = [find_ffmpeg(None).path, "-v", "error", "-stream_loop", str(int(seconds // LOOP_SECONDS))]
+    subprocess.run([*command, "-i", str(short), "-c", "copy", str(path)], check=True)
+    short.unlink()
+
+
+def bare_command(ffmpeg: str, clip: Path, folder: Path, segment: float) -> list[str]:
+    """Return what somebody would write who has no agent; it writes the same bytes in the same pieces."""
+    return [
+        *(ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "warning", "-re", "-i", str(clip)),
+        *("-map", "0:v:0", "-c:v", "copy", "-muxdelay", "0", "-muxpreload", "0"),
+        *("-f", "segment", "-segment_format", "mpegts", "-segment_time", f"{segment:g}"),
+        *("-segment_format_options", "flush_packets=1", f"{folder}/%08d.ts"),
+    ]
+
+
+@contextmanager
+def bare_ffmpegs(clip: Path, folder: Path, cameras: int, segment: float) -> Iterator[list[psutil.Process]]:
+    """Run them, started at the pace of the agent."""
+    ffmpeg, running_ones = find_ffmpeg(None).path, []
+    try:
+        for number in range(cameras):
+            own = folder / str(number)
+            own.mkdir()
+            command = bare_command(ffmpeg, clip, own, segment)
+            running_ones.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            time.sleep(TURN_SECONDS / STARTS_PER_TURN)
+        wait_until(
+            lambda: all((folder / str(number) / "00000001.ts").exists() for number in range(cameras)),
+            seconds=120,
+            what="every bare ffmpeg closed a segment",
+        )
+        yield [psutil.Process(each.pid) for each in running_ones]
+    finally:
+        for each in running_ones:
+            each.terminate()
+        for each in running_ones:
+            each.wait(15)
+
+
+class Bench:
+    """The clip and the sink, and the runs with them."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, ingest: Ingest) -> None:
+        self._options = options
+        self._folder = folder
+        self._ingest = ingest
+        self._clip = folder / "clip.mp4"
+        make_long_clip(self._clip, options.seconds + options.segment + SPARE_SECONDS)
+
+    def sample(self, kind: str, cameras: int) -> Sample:
+        with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=self._folder) as folder:
+            return {BARE: self._bare, OURS: self._ours}[kind](cameras, Path(folder))
+
+    def _bare(self, cameras: int, folder: Path) -> Sample:
+        def usage() -> dict[int, Usage]:
+            return {pid: each for process in family for pid, each in usage_of_tree(process).items()}
+
+        with bare_ffmpegs(self._clip, folder, cameras, self._options.segment) as family:
+            before, after, lasted = self._between(usage)
+        _require(after, cameras)
+        cpu, pss = cpu_between(before, after), total_memory(after.values())
+        return Sample(BARE, cameras, lasted, {"ffmpeg": cpu}, {"ffmpeg": pss})
+
+    def _ours(self, cameras: int, folder: Path) -> Sample:
+        settings = {"RELAY_DEFAULTS__SEGMENT_SECONDS": str(self._options.segment)}
+        relay = Relay(folder, self._ingest.url, cameras=cameras, source=str(self._clip), settings=settings)
+        with running(relay):
+            before, after, lasted = self._between(relay.usage)
+            relay.check()
+            began = time.monotonic()
+            code = relay.stop()
+            stopped_in = time.monotonic() - began
+        audited, words = relay.audit()
+        self._ingest.forget_bodies()
+        groups = {name: _group(after, name) for name in ("agent", "ffmpeg", "uploads")}
+        _require(groups["ffmpeg"], cameras)
+        (agent,) = groups["agent"].values()
+        return Sample(
+            OURS,
+            cameras,
+            lasted,
+            {name: cpu_between(before, group) for name, group in groups.items()},
+            {name: total_memory(group.values()) for name, group in groups.items()},
+            agent_fds=agent.fds,
+            agent_threads=agent.threads,
+            stopped_in=stopped_in,
+            exit_code=code,
+            problems=words if audited else "",
+        )
+
+    def _between(self, usage) -> tuple[dict[int, Usage], dict[int, Usage], float]:  # noqa: ANN001
+        time.sleep(self._options.settle)
+        before, began = usage(), time.monotonic()
+        time.sleep(self._options.seconds)
+        return before, usage(), time.monotonic() - began
+
+
+def _group(usages: Mapping[int, Usage], group: str) -> dict[int, Usage]:
+    return {pid: each for pid, each in usages.items() if _group_of(each) == group}
+
+
+def _group_of(usage: Usage) -> str:
+    if usage.name == AGENT:
+        return "agent"
+    return "ffmpeg" if usage.name.startswith("ffmpeg") else "uploads"
+
+
+def _require(usages: Mapping[int, Usage], cameras: int) -> None:
+    if len(usages) != cameras:
+        sys.exit(f"{len(usages)} ffmpegs at the end of the measurement; expected {cameras}")
+
+
+def main() -> int:
+    options = _options()
+    sys.stdout.reconfigure(line_buffering=True)  # each line as it comes, also into a file
+    print(f"{environment_lines()}\n{options.seconds:g} s each, segments of {options.segment:g} s\n")
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory(prefix="many-", dir=options.folder) as name:
+        folder = Path(name)
+        with ingest_process(folder) as ingest:
+            bench = Bench(options, folder, ingest)
+            for cameras, kind in _plan(options.cameras, options.repeat):
+                samples.append(bench.sample(kind, cameras))
+                print(samples[-1].line())
+    report = Report(samples, segment=options.segment)
+    report.write(options.json)
+    return report.show()
+
+
+def _plan(cameras: Sequence[int], repeat: int) -> Iterator[tuple[int, str]]:
+    for number in range(repeat):
+        for each in cameras:
+            for kind in (BARE, OURS) if number % 2 == 0 else (OURS, BARE):
+                yield each, kind
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cameras", type=_numbers, default=[1, 10, 50], help="how many, one after the other  [1,10,50]")
+    add("--seconds", type=float, default=30.0, help="to measure each  [30]")
+    add("--segment", type=float, default=10.0, help="seconds of a segment  [10]")
+    add("--settle", type=float, default=3.0, help="seconds before that, when all run already  [3]")
+    add("--repeat", type=int, default=3, help="how often all of it  [3]")
+    add("--folder", type=Path, help="where spool and ingest are made for the time  [the temporary one]")
+    add("--json", type=Path, metavar="FILE", help="write all that was measured")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
