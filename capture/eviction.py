@@ -115,7 +115,7 @@ class Eviction:
             try:
                 names = self._spool.first_segments(session, count, tried, place)
             except OSError as error:  # this one cannot be read: the next ones can
-                log.warning("session_not_read", session=str(session), reason=error.strerror)
+                log.warning("session_not_read", camera=camera, session=str(session), reason=error.strerror)
                 continue
             if found := [victim for name in names if (victim := self._victim(session, name, place))]:
                 return found
@@ -160,7 +160,7 @@ class Eviction:
             with found:
                 found.finish_delivered()
         except (HostileNameError, OSError) as error:  # this one cannot be taken: the next ones can
-            log.warning("segment_not_dropped", segment=str(victim.segment), reason=str(error))
+            _not_dropped(victim, str(error))
             round_.kept.append(("", victim))
         return None
 
@@ -202,7 +202,7 @@ class Eviction:
             try:
                 path.unlink()
             except OSError as error:
-                log.warning("segment_not_dropped", segment=str(victim.segment), reason=error.strerror)
+                _not_dropped(victim, error.strerror)
                 continue
             if place == REJECTED:
                 with contextlib.suppress(OSError):
@@ -211,6 +211,13 @@ class Eviction:
             round_.tried[victim.session].discard(str(victim.segment))
             round_.count += 1
             round_.freed += victim.size
+
+
+def _not_dropped(victim: Victim, reason: str | None) -> None:
+    session, segment = victim.session, str(victim.segment)
+    log.warning(
+        "segment_not_dropped", camera=session.camera, session=str(session), segment=segment, reason=reason
+    )
 
 
 def _names(victim: Victim) -> dict[str, object]:

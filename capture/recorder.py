@@ -115,6 +115,11 @@ class Recorder:
         self._on_session(desk.session.name, "started")
         return desk
 
+    @property
+    def session_name(self) -> str | None:
+        """The session that closed segments go to; for the log."""
+        return str(self._target.session.name) if self._target else None
+
     def _retire_writer(self) -> None:
         if self._writer is not None and self._writer is not self._target:
             self._finish(self._writer)
@@ -125,7 +130,12 @@ class Recorder:
         try:
             session.end()
         except OSError as error:
-            self._log.warning("session_end_not_noted", reason=error.strerror, then="recover does it")
+            self._log.warning(
+                "session_end_not_noted",
+                session=str(session.name),
+                reason=error.strerror,
+                then="recover does it",
+            )
         session.close()
         self._on_session(session.name, "ended")
         self._log.info("session_ended", session=str(session.name), segments=self.segments)
@@ -250,7 +260,11 @@ class Recorder:
             path, start, duration = rest, start + timedelta(seconds=before), duration - before
             scan = scan_file(path)
         if scan.changes:
-            self._log.warning("segment_mixed", reason="its picture changes more often than it is cut")
+            self._log.warning(
+                "segment_mixed",
+                session=self.session_name,
+                reason="its picture changes more often than it is cut",
+            )
         self._close(path, start, duration, event)
 
     def _turn_to(self, picture: Picture | None) -> None:
@@ -290,13 +304,22 @@ class Recorder:
         self.gaps.video_from(start)
         owed = session.close_segment(number, start, duration, event=event)
         if owed is None:
-            self._log.error("segment_empty", sequence=number, reason="ffmpeg could not write it")
+            self._log.error(
+                "segment_empty",
+                session=str(session.name),
+                sequence=number,
+                reason="ffmpeg could not write it",
+            )
             self.gaps.lost("ffmpeg could not write a segment", since=start)
             return
         if event is Event.CLOSED:
-            self._log.debug("segment_closed", segment=str(owed.segment), bytes=owed.size)
+            self._log.debug(
+                "segment_closed", session=str(session.name), segment=str(owed.segment), bytes=owed.size
+            )
         else:
-            self._log.info("segment_salvaged", segment=str(owed.segment), bytes=owed.size)
+            self._log.info(
+                "segment_salvaged", session=str(session.name), segment=str(owed.segment), bytes=owed.size
+            )
         self.segments += 1
         self.bytes += owed.size
         self.last_segment_at = self._spool.clock.monotonic()

@@ -197,7 +197,13 @@ class Session:
                 sha256=sha256,
             )
         except OSError as error:  # it is owed all the same: the directory says so, and audit knows the case
-            log.warning("segment_not_journalled", segment=str(name), reason=error.strerror)
+            log.warning(
+                "segment_not_journalled",
+                camera=self.name.camera,
+                session=str(self.name),
+                segment=str(name),
+                reason=error.strerror,
+            )
         return Owed(name, size)
 
     def touch(self) -> bool:
@@ -207,7 +213,9 @@ class Session:
         except FileNotFoundError:
             return False
         except OSError as error:
-            log.debug("session_not_touched", session=str(self.name), reason=error.strerror)
+            log.debug(
+                "session_not_touched", camera=self.name.camera, session=str(self.name), reason=error.strerror
+            )
         return True
 
     def end(self) -> None:

@@ -16,7 +16,6 @@ else is 404. docs/openapi.yaml says the same for other servers. What is stored i
 """
 
 import errno
-import logging
 import socket
 import ssl
 import threading
@@ -25,6 +24,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
+
+import structlog
 
 from capture.errors import ConfigError
 from capture.sink_exchange import Desk
@@ -49,7 +50,7 @@ PEER_TIMEOUT: Final = 60.0  # seconds a peer may be silent, between requests and
 STOP_GRACE: Final = 1.0  # seconds for requests at work to end, then once more after the cut
 BACKLOG: Final = 256
 
-log: Final = logging.getLogger(__name__)
+log: Final = structlog.get_logger(__name__)
 
 
 class Sink:
@@ -202,7 +203,7 @@ class Sink:
                     door.listen(BACKLOG)
                     return door
             except (ConfigError, OSError) as error:
-                log.warning("sink_port_lost %s", error)
+                log.warning("sink_port_lost", reason=str(error))
             self._stopping.wait(TICK)
         if door is not None:
             door.close()
@@ -215,7 +216,7 @@ class Sink:
             return
         except OSError as error:
             if not self._stopping.wait(TICK):
-                log.warning("sink_accept_failed %s", error)
+                log.warning("sink_accept_failed", reason=str(error))
             return
         thread = threading.Thread(target=self._attend, args=(sock,), name="sink-line", daemon=True)
         with self._lock:
@@ -234,7 +235,7 @@ class Sink:
             finally:
                 connection.close()
         except (PeerGoneError, OSError) as error:
-            log.debug("sink_line_ended %r", error)
+            log.debug("sink_line_ended", reason=repr(error))
         except Exception:
             log.exception("sink_line_failed")
         finally:

@@ -2,13 +2,14 @@
 
 import hmac
 import json
-import logging
 import secrets
 import threading
 import time
 from dataclasses import KW_ONLY, dataclass
 from itertools import count
 from typing import Any, Final
+
+import structlog
 
 from capture.sink_faults import FaultPlan, Hit
 from capture.sink_http import Answer, BadHeadError, Connection, Head, PeerGoneError
@@ -26,7 +27,7 @@ from capture.sink_store import Draft, Key, Store, StoreClosedError
 REGISTRATION_LIMIT: Final = 64 * 1024  # bytes of JSON for one camera
 ALLOWED: Final = {"cameras": "GET, HEAD, POST", "ingest": "POST, DELETE", "health": "GET, HEAD"}
 
-log: Final = logging.getLogger(__name__)
+log: Final = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)

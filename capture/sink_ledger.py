@@ -1,6 +1,5 @@
 """What became of the requests to a sink: one event each, and the counts."""
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -8,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
+import structlog
+
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
-log: Final = logging.getLogger(__name__)
+log: Final = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Ledger:
             if event.fault is not None:
                 self._faults[event.fault] += 1
         if event.outcome == "conflict":
-            log.error("sink_conflict %s %s", event.camera, event.detail)
+            log.error("sink_conflict", camera=event.camera, reason=event.detail)
         if self._on_event is None:
             return
         try:

@@ -47,7 +47,7 @@ def close_dead_sessions(spool: Spool, camera: str | None = None) -> list[tuple[S
         try:
             segments = _close_if_dead(spool, name)
         except OSError as error:  # one bad entry, or no room: nobody else's recovery waits for it
-            log.warning("salvage_postponed", session=str(name), reason=error.strerror)
+            log.warning("salvage_postponed", camera=name.camera, session=str(name), reason=error.strerror)
             continue
         if segments is not None:
             closed.append((name, segments))
@@ -219,7 +219,7 @@ def sweep(spool: Spool, *, sweep_after: float, keep_rejected: float) -> list[Ses
             if _sweep_one(spool, name, sweep_after, keep_rejected):
                 removed.append(name)
         except OSError as error:
-            log.warning("session_not_swept", session=str(name), reason=error.strerror)
+            log.warning("session_not_swept", camera=name.camera, session=str(name), reason=error.strerror)
     return removed
 
 

@@ -113,13 +113,22 @@ class Watch:
         except (OSError, RelayError) as error:
             reason = in_words(error)
             self._log.error(
-                "segment_not_closed", sequence=event.sequence, reason=reason, then="salvaged later"
+                "segment_not_closed",
+                session=self._recorder.session_name,
+                sequence=event.sequence,
+                reason=reason,
+                then="salvaged later",
             )
             return
         self._key_came(now)  # with it the segment ended
         fault = scan.unplayable()
         if fault and self._is_live and not self.complaint:
-            self._log.warning("segment_not_playable", sequence=event.sequence, reason=fault)
+            self._log.warning(
+                "segment_not_playable",
+                session=self._recorder.session_name,
+                sequence=event.sequence,
+                reason=fault,
+            )
             self.complaint = fault
 
     def _key_came(self, now: float) -> None:

@@ -133,6 +133,8 @@ class RelayTask(Task):  # type: ignore[type-arg] # generic in the stubs alone
 
         Celery drops the message when the second one cannot be published.
         """
+        if shown := self.request.get("argsrepr"):
+            options.setdefault("argsrepr", shown)
         asked = getattr(exc, "retry_after", None)
         if asked is not None:
             options["countdown"] = min(max(options.get("countdown") or 0, asked), LONGEST_COUNTDOWN)

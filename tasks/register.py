@@ -110,7 +110,7 @@ def _tell(worker: Worker, name: SessionName, file: str, request: Callable[[str],
 
 
 def _ask(worker: Worker, name: SessionName, file: str, request: Callable[[str], Outcome]) -> str:
-    token = worker.token(name.camera)
+    token, names = worker.token(name.camera), {"camera": name.camera, "session": str(name)}
     with worker.gate.admit(token) as admission:
         if not admission.may_try:
             return f"not now: {admission.verdict}"
@@ -122,7 +122,7 @@ def _ask(worker: Worker, name: SessionName, file: str, request: Callable[[str], 
         worker.meter.token_refused()
         note = worker.gate.refusal_note(outcome, name.camera)
         write_json(worker.spool.session_path(name) / REFUSED_FILE, note)
-        log.error("token_refused", reason=outcome.reason, advice=note["advice"], camera=name.camera)
+        log.error("token_refused", reason=outcome.reason, advice=note["advice"], **names)
         raise RefusedByCloudError(f"{outcome.reason}: {note['advice']}")
     _report(worker, name, file, outcome)
     _note(worker, name, file, outcome.reason, rejected=outcome.kind is Kind.REJECTED)
@@ -134,6 +134,12 @@ def _report(worker: Worker, name: SessionName, file: str, outcome: Outcome) -> N
     event = "registration_rejected" if file == REGISTERED_NOTE else "stream_end_rejected"
     if outcome.kind is Kind.REJECTED:
         if read_json(worker.spool.session_path(name) / file).get("answer") != outcome.reason:
-            log.error(event, camera=name.camera, reason=outcome.reason, then=_AGAIN)
+            log.error(event, camera=name.camera, session=str(name), reason=outcome.reason, then=_AGAIN)
     elif outcome.status == _CONFLICT:
-        log.warning(event, camera=name.camera, reason=outcome.reason, then="taken as done already")
+        log.warning(
+            event,
+            camera=name.camera,
+            session=str(name),
+            reason=outcome.reason,
+            then="taken as done already",
+        )

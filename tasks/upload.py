@@ -43,7 +43,7 @@ def upload_segment(self: RelayTask, session: str, segment: str) -> str:
     try:
         outcome = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
     except OSError as error:
-        return _trouble(worker, segment, error)
+        return _trouble(worker, session, segment, error=error)
     if isinstance(outcome, str):
         return outcome
     name, _ = parse_names(session, segment)
@@ -87,7 +87,7 @@ def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
     try:
         return _upload(worker, str(debt.session), str(debt.segment), attempt=1)
     except OSError as error:
-        return Outcome(Kind.TRANSIENT, 0, _trouble(worker, str(debt.segment), error))
+        return Outcome(Kind.TRANSIENT, 0, _trouble(worker, str(debt.session), str(debt.segment), error=error))
     except ConfigError as error:  # its token cannot be read
         tell_unfit(error)
         return Outcome(Kind.TRANSIENT, 0, str(error))
@@ -119,12 +119,19 @@ def _upload(
     return outcome
 
 
-def _trouble(worker: Worker, segment: str, error: OSError) -> str:
+def _trouble(worker: Worker, session: str, segment: str, *, error: OSError) -> str:
     """Say that this machine's disk or mount is in trouble. It costs the attempt; the segment stays owed."""
     worker.meter.local_error()
     if not worker.is_mounted():
         return NOT_MOUNTED
-    log.error("segment_not_sent", segment=ascii(segment)[:80], reason=error.strerror)
+    name, number = parse_names(session, segment)  # it was claimed, so they are ours
+    log.error(
+        "segment_not_sent",
+        camera=name.camera,
+        session=str(name),
+        segment=str(number),
+        reason=error.strerror,
+    )
     return f"owed: this machine: {error.strerror}"
 
 
@@ -182,7 +189,11 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
 
 def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:
     """Write down what became of the segment, before anything else can happen."""
-    names = {"camera": claimed.session.camera, "segment": str(claimed.segment)}
+    names = {
+        "camera": claimed.session.camera,
+        "session": str(claimed.session),
+        "segment": str(claimed.segment),
+    }
     if outcome.kind is Kind.OK:
         claimed.delivered(sha256=sha256, status=outcome.status, attempts=attempt)
         worker.spool.clear_rejects(claimed.session.camera)
