@@ -147,6 +147,7 @@ def run_sink(
 
     signals = StopSignals()
     signals.install()
+    configure_logging(secrets=[token] if token else [], as_json=as_json)
     with Sink(
         directory, token=token, host=host, port=port, faults=FaultPlan.parse(faults), on_event=show
     ) as server:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,7 @@ import psutil
 import pytest
 import redis
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -201,18 +204,20 @@ def test_the_page_of_tasks_says_it_in_words_and_red(relay_with_trouble, flower, 
         browser.find_element(By.CSS_SELECTOR, "[data-task-state=FAILURE]").click()
 
         def row():
-            rows = browser.find_elements(By.CSS_SELECTOR, "#tasks-table tbody tr")
-            return next((each for each in rows if rejected in each.text), None)
+            """Return the words and the colour of the state; None while the table is being drawn."""
+            try:
+                for each in browser.find_elements(By.CSS_SELECTOR, "#tasks-table tbody tr"):
+                    if rejected[:30] in each.text:
+                        badge = each.find_element(By.CSS_SELECTOR, ".badge")
+                        return each.text, badge.value_of_css_property("background-color")
+            except (NoSuchElementException, StaleElementReferenceException):
+                pass
+            return None
 
-        found = relay_with_trouble.wait_for(row, "the rejected segment", deadline=SHOWN_WITHIN)
-        assert "rejected: HTTP 400" in found.text
-        badge = next(
-            each for each in found.find_elements(By.CSS_SELECTOR, ".badge") if "FAILURE" in each.text
-        )
-        red, green, blue = (
-            int(part)
-            for part in badge.value_of_css_property("background-color").strip("rgba()").split(",")[:3]
-        )
+        text, color = relay_with_trouble.wait_for(row, "the rejected segment", deadline=SHOWN_WITHIN)
+        assert "FAILURE" in text
+        assert "rejected: HTTP 400" in text
+        red, green, blue = (int(part) for part in re.findall(r"\d+", color)[:3])
         assert red > green
         assert red > blue
     finally:
@@ -309,7 +314,7 @@ def test_events_are_sent_only_while_somebody_watches(worker, send, settings, sin
     """With all the flags that spare an unwatched worker its messages."""
     running = worker(changed="import tasks.watched as w; w.UNWATCHED_SECONDS = 2.0; w.LOOK_SECONDS = 0.2")
     running.wait_ready()
-    seen = []
+    seen, numbers = [], count(4)
     with publisher_app(settings) as app, watching(app, seen):
 
         def watch(condition, what, *, ask):
@@ -331,5 +336,5 @@ def test_events_are_sent_only_while_somebody_watches(worker, send, settings, sin
         send(3)
         watch(lambda: len(sink.receipts()) == 3, "a segment that nobody watches any more", ask=False)
         assert [event for event in seen if event.startswith("task-")] == []
-        watch(lambda: "task-succeeded" in seen or send(4), "somebody who watches anew", ask=True)
+        watch(lambda: "task-succeeded" in seen or send(next(numbers)), "somebody who watches anew", ask=True)
     assert running.log.count("events_sent") == 2
