@@ -208,9 +208,8 @@ def test_the_page_of_tasks_says_it_in_words_and_red(relay_with_trouble, flower, 
         badge = next(
             each for each in found.find_elements(By.CSS_SELECTOR, ".badge") if "FAILURE" in each.text
         )
-        red, green, blue = (
-            int(part) for part in badge.value_of_css_property("background-color").strip("rgba()").split(",")[:3]
-        )
+        colour = badge.value_of_css_property("background-color").strip("rgba()")
+        red, green, blue = (int(part) for part in colour.split(",")[:3])
         assert red > green
         assert red > blue
     finally:
