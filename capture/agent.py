@@ -213,6 +213,10 @@ class Agent:
         ours = self._ours()
         return any(name.camera in ours and self._spool.has_segments(name) for name in self._spool.sessions())
 
+    def left_open(self) -> int:
+        """Return how many segments of this run could not be closed; they are salvaged later."""
+        return sum(len(self._spool.open_segments(name)) for name in self._sessions)
+
     def rejected(self) -> int:
         """Return how many segments of this run the cloud would not take."""
         return sum(len(self._spool.segments(name, REJECTED)) for name in self._sessions)

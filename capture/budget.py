@@ -59,6 +59,7 @@ class Budget:
         self._report = _Report(spool)
         self._guard = threading.Lock()
         self._stopping = threading.Event()
+        self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="budget", daemon=True)
         self.dropped = 0
 
@@ -67,10 +68,8 @@ class Budget:
 
         Where very much has to go, because a limit was lowered, capture does not wait for all of it.
         """
-        until = self._spool.clock.monotonic() + START_SECONDS
-        while self._enforce_safely() and self._spool.clock.monotonic() < until:
-            pass
         self._thread.start()
+        self._begun.wait(START_SECONDS)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -88,6 +87,10 @@ class Budget:
             self._added += size
 
     def _run(self) -> None:
+        # Not in the caller's thread: to look at very many segments on a slow disk takes minutes.
+        while self._enforce_safely() and not self._stopping.is_set():
+            pass
+        self._begun.set()
         while not self._stopping.wait(self._pause()):
             self._enforce_safely()
 

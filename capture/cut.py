@@ -6,6 +6,7 @@ from pathlib import Path
 
 from capture.mpegts import CLOCK_HZ, WRAP
 from capture.scan import Change, Scan
+from capture.spool import sync_directory
 
 # Of one segment; a picture that changes faster than a camera's can is noise, and is left as it is.
 MOST_PIECES = 16
@@ -26,10 +27,12 @@ def split(path: Path, change: Change, *, tables: bytes, rest: Path) -> None:
             target.flush()
             os.fsync(target.fileno())
         draft.rename(rest)
+        sync_directory(rest.parent)
+        os.truncate(path, change.offset)
     except BaseException:
         draft.unlink(missing_ok=True)
+        rest.unlink(missing_ok=True)
         raise
-    os.truncate(path, change.offset)
 
 
 def seconds_before(scan: Scan, change: Change, duration: float) -> float:

@@ -247,7 +247,7 @@ class Gate:
             return self._count_failure(outcome)
         if outcome.kind is Kind.FATAL:
             self._note_refusal(outcome, token, camera)
-            return Change.NONE
+            return Change.UP if self._reset(self._breaker) else Change.NONE
         was_down = self._reset(self._breaker)
         # A captive portal's page is an answer, but it says nothing about the token.
         accepted = outcome.kind is Kind.OK and self._reset(self._refused_path(token))

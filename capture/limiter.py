@@ -11,11 +11,16 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
 from capture.timetable import Timetable
+
+log = structlog.get_logger()
 
 # Pieces small enough that a low rate is even, and no smaller than a packet or three.
 PIECE_SECONDS = 0.05
@@ -25,7 +30,9 @@ LARGEST_PIECE = 256 * 1024
 LIVE_SECONDS = 0.25
 # ... but not for ever: a tenth of the rate is the backlog's, whatever happens.
 BACKLOG_SHARE = 0.1
+_OLD_SECONDS = 86400.0
 LONGEST_SLEEP = 0.05
+LONGEST_PIECE_SECONDS = 1.0
 # A line that is booked for longer than any piece takes was booked before the machine started anew.
 _LONGEST_BOOKING = 10.0
 _STATE = struct.Struct("<ddd")  # free at, new video's last piece, the backlog's next sure piece; monotonic
@@ -63,7 +70,9 @@ class Limiter:
         local_time: Callable[[], datetime] = datetime.now,
     ) -> None:
         # By host: those that share a spool need not share a line.
-        self._path = directory / f"rate-{socket.gethostname()}.bin"
+        self._path = directory / f"rate-{_host()}.bin"
+        self._is_shared = True
+        _remove_old(self._path)
         self._timetable = timetable
         self._local_time = local_time
 
@@ -81,11 +90,24 @@ class Limiter:
             rate = self._rate()
             if rate is None:
                 return True
-            pause = self._book(size / rate, now, is_live=is_live)
+            pause = self._book_for_sure(size / rate, now, is_live=is_live)
             if pause <= 0:
                 return True
             time.sleep(min(pause, LONGEST_SLEEP, max(0.0, until - now)))
         return False
+
+    def _book_for_sure(self, seconds: float, now: float, *, is_live: bool) -> float:
+        """Book; where the file cannot be used, keep the rate alone: a full disk must not stop uploads."""
+        try:
+            pause = self._book(seconds, now, is_live=is_live)
+        except OSError as error:
+            if self._is_shared:
+                log.warning("rate_not_shared", reason=error.strerror, then="each keeps the rate alone")
+            self._is_shared = False
+            time.sleep(min(seconds, LONGEST_PIECE_SECONDS))
+            return 0.0
+        self._is_shared = True
+        return pause
 
     def _book(self, seconds: float, now: float, *, is_live: bool) -> float:
         """Take the line for so many seconds if it is free; else return when to ask again, in seconds."""
@@ -97,6 +119,22 @@ class Limiter:
         finally:
             os.close(descriptor)
         return pause
+
+
+def _host() -> str:
+    """Return a name that all containers of a machine have in common, for as long as it runs."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return socket.gethostname()
+
+
+def _remove_old(own: Path) -> None:
+    """Remove what other machines, and this one before it started anew, left behind."""
+    for path in own.parent.glob("rate-*.bin"):
+        with suppress(OSError):
+            if path != own and time.time() - path.lstat().st_mtime > _OLD_SECONDS:
+                path.unlink()
 
 
 State = tuple[float, float, float]

@@ -11,7 +11,7 @@ from capture.settings import IngestSettings
 from capture.timetable import parse_timetable
 
 HIGHEST_RETRY_AFTER = 3600.0
-SHARERS = 4  # uploads at once, on a capped line
+LEAST_SHARE = 0.1  # of a capped line: what is left to the backlog beside new video, or to one of ten uploads
 _TRANSIENT = {408, 425, 429}
 _FATAL = {401, 403}
 _CONFLICT = 409
@@ -82,7 +82,7 @@ def retry_after(text: str, *, now: datetime | None = None) -> float | None:
         return min(float(text), HIGHEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -93,9 +93,9 @@ def retry_after(text: str, *, now: datetime | None = None) -> float | None:
 def attempt_seconds(ingest: IngestSettings, size: int) -> float:
     """Return the deadline of one attempt: a base, plus what the slowest bearable uplink needs.
 
-    A capped line is shared by several uploads: a quarter of the lowest cap may be all that one gets.
+    A capped line is shared by several uploads: a tenth of the lowest cap may be all that one gets.
     """
     slowest = float(ingest.slowest_uplink)
     if ingest.max_rate is not None:
-        slowest = min(slowest, parse_timetable(ingest.max_rate).slowest / SHARERS)
+        slowest = min(slowest, parse_timetable(ingest.max_rate).slowest * LEAST_SHARE)
     return ingest.attempt_seconds + size / slowest

@@ -224,11 +224,14 @@ class Recorder:
         `place` says when one began, given its stream time in seconds and what its file tells.
         """
         self._growing = None
-        for desk in self._desks():
-            numbers = desk.session.spool.open_segments(desk.session.name)
-            # Of all, before the first that cannot be closed: the next ffmpeg must not write over any.
+        left = [(desk, desk.session.spool.open_segments(desk.session.name)) for desk in self._desks()]
+        # Of all, before the first that is moved or cannot be closed: nothing may be written over any.
+        for desk, numbers in left:
             desk.next_sequence = max([desk.next_sequence, *(number + 1 for number in numbers)])
+        for desk, numbers in left:
             for number in numbers:
+                if desk not in self._desks():  # ended on the way: recover looks after what it left
+                    break
                 measured = desk.session.measure(number)
                 if measured is not None:
                     path = desk.path(number)
@@ -252,6 +255,8 @@ class Recorder:
             except BaseException:
                 self._finish(following)
                 raise
+            # From here on the number is taken, whatever fails next: nothing may be written over the rest.
+            following.next_sequence += 1
             before = seconds_before(scan, change, duration)
             try:
                 self._close(path, start, before, event)
@@ -297,7 +302,7 @@ class Recorder:
             raise ValueError("a segment without a session")
         session, number = target.session, parse_open_name(path.name) or 0
         if path.parent != session.open_directory:
-            number = target.next_sequence
+            number = max([target.next_sequence, *(each + 1 for each in self._open_numbers(session))])
             path.rename(session.open_directory / open_name(number))
         target.next_sequence = max(target.next_sequence, number + 1)
         # The gap's line stands before the segment's: it explains what is missing before that, not after it.
@@ -325,6 +330,10 @@ class Recorder:
         self.last_segment_at = self._spool.clock.monotonic()
         self.gaps.video_until(owed.segment.end)
         self._on_owed(session.name, owed)
+
+    @staticmethod
+    def _open_numbers(session: Session) -> list[int]:
+        return session.spool.open_segments(session.name)
 
     def _note_gap(self, start: datetime, end: datetime, cause: str) -> None:
         seconds = round((end - start).total_seconds(), 3)

@@ -157,6 +157,14 @@ def _owed(agent: Agent) -> int:
         ) from None
 
 
+def _left_open(agent: Agent) -> int:
+    """Count what could not even be closed: it is salvaged later, and is no less to be sent."""
+    try:
+        return agent.left_open()
+    except OSError:
+        return 0
+
+
 def _watch(
     agent: Agent,
     stack: Stack | None,
@@ -223,7 +231,7 @@ def _drain(
 
 
 def _conclude(agent: Agent, spool: Spool, advice: str | None) -> int:
-    owed = _owed(agent)
+    owed = _owed(agent) + _left_open(agent)
     if advice is not None:
         raise RefusedError(f"{advice}; {many(owed, 'segment')} waiting in {spool.root}")
     errors: list[RelayError] = agent.errors()

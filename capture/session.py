@@ -160,6 +160,20 @@ class Session:
                 found += self._salvage_pieces(number, measured.start, measured.duration)
         return found
 
+    def _highest_number(self) -> int:
+        """Return the highest number that this session gave: open, closed, or long delivered.
+
+        A session never gives one to two segments: the cloud would take the second for the first again.
+        """
+        closed = [segment.sequence for segment in self.spool.segments(self.name)]
+        told = (
+            SegmentName.parse(str(entry.fields.get("segment")))
+            for entry in self.spool.journal.read(self.name.camera)
+            if entry.fields.get("session") == str(self.name)
+        )
+        journalled = [segment.sequence for segment in told if segment is not None]
+        return max([*self.spool.open_segments(self.name), *closed, *journalled])
+
     def _salvage_pieces(self, sequence: int, start: datetime, duration: float) -> list[Owed]:
         found: list[Owed | None] = []
         for _ in range(MOST_PIECES):
@@ -167,8 +181,7 @@ class Session:
             scan = scan_file(path)
             if not scan.changes:
                 break
-            # A number that this ffmpeg has not come to: a session never gives one to two segments.
-            rest = max(self.spool.open_segments(self.name)) + 1
+            rest = self._highest_number() + 1
             split(path, scan.changes[0], tables=scan.tables, rest=self.open_path(rest))
             before = seconds_before(scan, scan.changes[0], duration)
             found.append(self.close_segment(sequence, start, before, event=Event.RECOVERED))

@@ -22,7 +22,7 @@ TICK: Final = 0.05  # seconds between two looks at whatever a held connection wa
 PACED: Final = 0.1  # seconds of body per piece when the reading is slowed down
 
 _REQUEST: Final = re.compile(r"([A-Z]{1,16}) (/[\x21-\x7e]*|\*) HTTP/1\.([01])")
-_FIELD: Final = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*(.*?)[ \t]*")
+_FIELD: Final = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+):(.*)")
 _GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 _REASONS: Final[Mapping[int, str]] = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS: Final = (204, 304)
@@ -110,7 +110,7 @@ def _fields(lines: list[str]) -> dict[str, str]:
         match = _FIELD.fullmatch(line)
         if match is None or "\0" in line or "\r" in line:
             raise BadHeadError(400, "found a malformed header")
-        name, value = match[1].lower(), match[2]
+        name, value = match[1].lower(), match[2].strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 

@@ -281,8 +281,11 @@ def _as_file(data: bytes) -> int:
 
 def _make_modest(pid: int) -> None:
     """Let everything else go first, and bound what a hostile stream can make ffmpeg take."""
+    # Each for itself: a sandbox may forbid one of them.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            resource.prlimit(pid, resource.RLIMIT_AS, (_FFMPEG_MEMORY, _FFMPEG_MEMORY))
+        with suppress(OSError):
+            resource.prlimit(pid, resource.RLIMIT_CPU, (int(FFMPEG_SECONDS), int(FFMPEG_SECONDS)))
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, 19)
-        if sys.platform == "linux":
-            resource.prlimit(pid, resource.RLIMIT_AS, (_FFMPEG_MEMORY, _FFMPEG_MEMORY))
-            resource.prlimit(pid, resource.RLIMIT_CPU, (int(FFMPEG_SECONDS), int(FFMPEG_SECONDS)))

@@ -194,3 +194,10 @@ def test_a_slow_cloud_can_end_a_hold_too(spool, clock):
             answers.append(probe.answer_seconds)
         gate.report(DOWN, "T")
     assert None in answers
+
+
+def test_a_refusal_is_an_answer_and_ends_an_outage(spool):
+    gate = make_gate(spool)
+    shut(gate)
+    assert gate.report(REFUSED, "T") is Change.UP
+    assert not gate.is_open()

@@ -2,11 +2,13 @@
 
 import heapq
 import math
+import os
 from datetime import time
+from time import monotonic
 
 import pytest
 
-from capture.limiter import PIECE_SECONDS, book
+from capture.limiter import PIECE_SECONDS, Limiter, book
 from capture.timetable import parse_timetable
 
 
@@ -97,3 +99,17 @@ def test_the_backlog_has_the_line_while_there_is_no_new_video():
 def test_a_state_of_another_life_of_the_machine_holds_nobody_up(strange):
     _, pause = book((strange,) * 3, 0.05, 100.0, is_live=False)
     assert pause == 0
+
+
+def test_a_state_that_cannot_be_written_costs_the_sharing_and_no_upload(tmp_path):
+    limiter = Limiter(tmp_path / "missing", parse_timetable("8Mbit"))
+    assert limiter.wait(10_000, is_live=True, until=monotonic() + 5)
+
+
+def test_a_file_of_another_machine_is_removed_after_a_day(tmp_path):
+    old, young = tmp_path / "rate-old.bin", tmp_path / "rate-young.bin"
+    for path in (old, young):
+        path.write_bytes(b"")
+    os.utime(old, (0, 0))
+    Limiter(tmp_path, parse_timetable("8Mbit"))
+    assert [path.name for path in tmp_path.iterdir()] == [young.name]

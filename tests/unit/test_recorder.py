@@ -8,6 +8,8 @@ from capture import recorder as recorder_module
 from capture.journal import Event
 from capture.recorder import Recorder
 from capture.scan import scan_file
+from capture.session import Session
+from capture.upkeep import close_dead_sessions
 from tests.conftest import start_session
 from tests.transport import stream
 
@@ -233,3 +235,28 @@ def test_neither_times_that_jump_nor_a_line_that_stalls_put_key_frames_apart(des
     assert desk.recorder.key_interval == 2.0
     desk.recorder.key_frame_came(9.0)
     assert desk.recorder.key_interval == 9.0
+
+
+def test_the_rest_of_a_cut_segment_is_never_written_over(desk, monkeypatch):
+    """The first part cannot be closed: the rest lies in the new session's open/ when the next one comes."""
+    desk.close(SMALL)
+    real, calls = Session.close_segment, []
+
+    def fails_once(session, *args, **options):
+        calls.append(session)
+        if len(calls) == 1:
+            raise OSError(5, "Input/output error")
+        return real(session, *args, **options)
+
+    monkeypatch.setattr(Session, "close_segment", fails_once)
+    with pytest.raises(OSError, match="Input/output"):
+        desk.close(SMALL, LARGE, LARGE)
+    desk.close(LARGE)
+    desk.recorder.settle()
+    desk.recorder.end(NOON)
+    close_dead_sessions(desk.spool, "door")  # as recover does: the new session has ended by now
+    widths = [
+        scan_file(desk.spool.session_path(debt.session) / str(debt.segment)).first_picture.width
+        for debt in desk.spool.debts()
+    ]
+    assert sorted(widths) == [320, 320, 1920, 1920]

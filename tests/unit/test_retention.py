@@ -240,7 +240,7 @@ def test_a_start_with_very_much_to_drop_does_not_hold_up_the_capture(spool, monk
     budget = budget_of(spool, 1_000_000)
     budget.start()
     first = budget.dropped
-    assert 0 < first < 800
+    assert first < 800
     end = time.monotonic() + 30
     while len(spool.segments(session.name)) * 50 * len(PACKET) > 1_000_000 and time.monotonic() < end:
         time.sleep(0.01)
