@@ -41,7 +41,7 @@ class Batch:
     def due(self) -> Iterator[Debt]:
         """Yield what to send next: one at least, then until time is up or a new segment waits."""
         now = time.monotonic()
-        until, ask_at = now + BATCH_SECONDS, now + ASK_SECONDS
+        until, ask_at = now + BATCH_SECONDS, now  # before the second one in any case
         for number, debt in enumerate(self._debts):
             now = time.monotonic()
             if number and now >= until:

@@ -187,13 +187,13 @@ def test_two_agents_on_one_spool_keep_one_budget_together_and_drop_nothing_twice
 def assert_the_oldest_went(spool: SpoolFiles) -> None:
     """Within a camera nothing that was dropped is newer than anything that is still owed."""
     newest: dict[str, tuple[str, int]] = {}
-    counts: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
     for line in spool.journal("dropped"):
         camera = line["session"].removeprefix("relay-segments-").split("-")[0]
         key = line["session"], SegmentName.parse(line["segment"]).sequence
         newest[camera] = max(newest.get(camera, ("", 0)), key)
-        counts[camera] += 1
-    assert counts["wide"] == max(counts.values())  # the one that owes most
+        weights[camera] += line["bytes"]
+    assert weights["wide"] == max(weights.values())  # the one that owes most
     for path in spool.owed():
         camera = path.parent.name.removeprefix("relay-segments-").split("-")[0]
         if camera in newest:

@@ -52,7 +52,8 @@ def test_unchanged_cameras_lose_no_frame_while_others_come_change_and_go(start, 
     assert decode(*(receipt.path for receipt in own)).frames == clip.frames
     assert spool.owed() == []
     ended = [event for event in relay.log.splitlines() if '"event": "session_ended"' in event]
-    assert len(ended) == len({receipt.session for receipt in sink.receipts()}) == 5
+    # One that was changed again at once may have had no segment yet.
+    assert len(ended) == said("session_started") == 5
 
 
 def test_a_changed_token_file_reaches_the_worker(start, sink, spool, tmp_path):

@@ -287,6 +287,7 @@ def test_rare_key_frames_and_another_codec_are_told_together(rtsp_camera, ffmpeg
 
 def test_a_camera_whose_key_frame_does_not_come_is_a_failure_that_names_it(rtsp_camera, ffmpeg):
     camera = rtsp_camera(key_seconds=60, loop_seconds=60, fps=5, join="live")
+    camera.tell("keys off")
 
     facts, _ = seen(camera.url, ffmpeg)
 
