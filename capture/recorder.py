@@ -302,7 +302,8 @@ class Recorder:
             raise ValueError("a segment without a session")
         session, number = target.session, parse_open_name(path.name) or 0
         if path.parent != session.open_directory:
-            number = max([target.next_sequence, *(each + 1 for each in self._open_numbers(session))])
+            taken = session.spool.open_segments(session.name)
+            number = max([target.next_sequence, *(each + 1 for each in taken)])
             path.rename(session.open_directory / open_name(number))
         target.next_sequence = max(target.next_sequence, number + 1)
         # The gap's line stands before the segment's: it explains what is missing before that, not after it.
@@ -330,10 +331,6 @@ class Recorder:
         self.last_segment_at = self._spool.clock.monotonic()
         self.gaps.video_until(owed.segment.end)
         self._on_owed(session.name, owed)
-
-    @staticmethod
-    def _open_numbers(session: Session) -> list[int]:
-        return session.spool.open_segments(session.name)
 
     def _note_gap(self, start: datetime, end: datetime, cause: str) -> None:
         seconds = round((end - start).total_seconds(), 3)

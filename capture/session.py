@@ -176,12 +176,14 @@ class Session:
 
     def _salvage_pieces(self, sequence: int, start: datetime, duration: float) -> list[Owed]:
         found: list[Owed | None] = []
+        rest = 0
         for _ in range(MOST_PIECES):
             path = self.open_path(sequence)
             scan = scan_file(path)
             if not scan.changes:
                 break
-            rest = self._highest_number() + 1
+            # Looked up once: the journal can be long, and nobody else gives numbers here.
+            rest = (rest or self._highest_number()) + 1
             split(path, scan.changes[0], tables=scan.tables, rest=self.open_path(rest))
             before = seconds_before(scan, scan.changes[0], duration)
             found.append(self.close_segment(sequence, start, before, event=Event.RECOVERED))

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -147,3 +149,30 @@ def uploads(broker, queue=BACKLOG):
 
 def events(spool, camera="gate"):
     return [entry.event for entry in spool.journal.read(camera)]
+
+
+@pytest.fixture
+def command_seconds():
+    """How long a command may take."""
+    return 60
+
+
+@pytest.fixture
+def run(tmp_path, command_seconds):
+    """Run the command as a person does; return exit code, output, and what went to standard error."""
+
+    def run(*arguments, **environ):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "capture", *map(str, arguments)],
+            cwd=tmp_path,
+            env=clean | {"COLUMNS": "80"} | environ,
+            capture_output=True,
+            text=True,
+            timeout=command_seconds,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    return run

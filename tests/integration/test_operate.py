@@ -1,7 +1,6 @@
 """status, audit and requeue as typed: real spool, real Valkey, the sink as ingest."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -30,27 +29,6 @@ def broker():
         server.start()
         yield server
         server.stop()
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Run the command as a person does; return exit code, output, and what went to standard error."""
-
-    def run(*arguments, **environ):
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "capture", *map(str, arguments)],
-            cwd=tmp_path,
-            env=clean | {"COLUMNS": "80"} | environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout, done.stderr
-
-    return run
 
 
 @pytest.fixture
