@@ -139,9 +139,9 @@ class Ingest:
         )
 
     def end_stream(self, camera: str, token: str) -> Outcome:
-        """DELETE a camera's stream; that there is none is as good."""
+        """DELETE a camera's stream; that there is none is as good, a web page is not."""
         url = f"{self._base}/api/stream/ingest/{quote(camera)}"
-        return self._request("DELETE", url, token, headers={}, success=(204, 200, 202, 404))
+        return self._request("DELETE", url, token, headers={}, success=(204, 200, 202, 404), no_page=True)
 
     def knock(self, token: str, *, seconds: float) -> Answer:
         """GET the cameras: tells whether the cloud answers and knows the token, and changes nothing."""

@@ -270,6 +270,21 @@ def test_a_segment_file_that_shrank_before_it_was_read_is_no_delivery(sink, clai
     assert sink.receipts() == []
 
 
+@pytest.mark.parametrize(
+    ("status", "media", "kind"),
+    [
+        (200, "text/html", Kind.REJECTED),  # a portal's: the stream is not ended
+        (200, "application/json", Kind.OK),
+        (404, "text/html; charset=utf-8", Kind.OK),  # there is none, in the words of a web server
+    ],
+)
+def test_a_page_does_not_end_a_stream(sink, status, media, kind):
+    sink.faults.add(
+        Fault("status", method="DELETE", path="ingest", status=status, headers=(("Content-Type", media),))
+    )
+    assert client(sink.url).end_stream("door", "T").kind is kind
+
+
 def test_a_cookie_of_the_cloud_is_not_sent_back(sink, claimed):
     sink.faults.add(Fault("status", status=503, headers=(("Set-Cookie", "track=1; Path=/"),)))
     ingest = client(sink.url)
