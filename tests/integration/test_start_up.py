@@ -1,0 +1,50 @@
+"""A command that opens nothing imports nothing for it: that is what makes it start at once."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Each of these takes longer to import than all that a help text needs.
+HEAVY = {
+    *("aiohttp", "amqp", "asyncio", "billiard", "celery", "flower", "httpx", "kombu", "lxml", "onvif"),
+    *("prometheus_client", "pydantic", "redis", "rich", "ssl", "structlog", "tornado", "zeep"),
+}
+BROKER_AND_CLOUD = HEAVY - {"asyncio", "pydantic", "rich", "ssl", "structlog"}  # logs and settings need these
+RUN = """
+import atexit, sys
+atexit.register(lambda: print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr))
+from capture.__main__ import main
+main()
+"""
+
+
+def imported(*arguments: str, code: int = 0) -> set[str]:
+    """Return the packages that a command had imported when it ended, which it has to with this code."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "up --help", "run --help", "status --help", "doctor --help", "demo --help"],
+)
+def test_a_help_text_imports_nothing_heavy(words):
+    assert imported(*words.split()) & HEAVY == set()
+
+
+def test_a_look_at_the_settings_imports_neither_broker_nor_cloud(tmp_path):
+    config = tmp_path / "relay.toml"
+    config.write_text('[ingest]\nurl = "https://cloud.example.com"\n[cameras.cam]\nsource = "test:"\n')
+    found = imported("config", "check", "--config", str(config))
+    assert "pydantic" in found  # it did look
+    assert found & BROKER_AND_CLOUD == set()
+
+
+def test_a_health_check_imports_neither_broker_nor_cloud(spool):
+    """It comes every few seconds, for years."""
+    found = imported("health", "any", "--spool", str(spool.root), code=1)  # nothing runs here
+    assert found & BROKER_AND_CLOUD == set()
