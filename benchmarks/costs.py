@@ -82,7 +82,7 @@ class Stage:
 
 
 @dataclass
-class Round:
+class Costs:
     """The seconds of one segment's parts, by the clock and of this process's CPU."""
 
     wall: dict[str, float] = field(default_factory=dict)
@@ -93,6 +93,17 @@ class Round:
         result = call()
         self.wall[name], self.cpu[name] = time.perf_counter() - began, time.process_time() - used
         return result
+
+    def seconds(self, name: str) -> float:
+        """Return what a part took by the clock, or all of them."""
+        return _total(self.wall, name)
+
+    def cpu_seconds(self, name: str) -> float:
+        return _total(self.cpu, name)
+
+
+def _total(times: dict[str, float], name: str) -> float:
+    return sum(times[part] for part in PARTS) if name == ALL else times[name]
 
 
 @contextmanager
@@ -119,9 +130,9 @@ def stage(folder: Path) -> Iterator[Stage]:
             broker.stop()
 
 
-def one_by_one(stage: Stage, sequence: int, content: bytes) -> Round:
+def one_by_one(stage: Stage, sequence: int, content: bytes) -> Costs:
     """Take a segment through its life by the parts, each timed alone."""
-    found = Round()
+    found = Costs()
     path, name = _written(stage, sequence, content), _name(stage, sequence)
     with path.open("rb") as file:
         found.time("file_sync", lambda: os.fsync(file.fileno()))
@@ -143,9 +154,9 @@ def one_by_one(stage: Stage, sequence: int, content: bytes) -> Round:
     return found
 
 
-def as_a_whole(stage: Stage, sequence: int, content: bytes) -> Round:
+def as_a_whole(stage: Stage, sequence: int, content: bytes) -> Costs:
     """Take a segment through its life as the product does, and send the same bytes without any of it."""
-    found = Round()
+    found = Costs()
     _written(stage, sequence, content)
     start = stage.spool.clock.now()
     owed = found.time("close_segment", lambda: stage.session.close_segment(sequence, start, 1.0))
@@ -177,7 +188,7 @@ def _claimed(stage: Stage, name: SegmentName) -> Claim:
     return found
 
 
-def measure(stage: Stage, size: int, rounds: int, first: int) -> list[Round]:
+def measure(stage: Stage, size: int, rounds: int, first: int) -> list[Costs]:
     """Return the rounds for one size; `first` is the first free sequence number."""
     content = video(size)
     found = []
@@ -185,17 +196,17 @@ def measure(stage: Stage, size: int, rounds: int, first: int) -> list[Round]:
         sequence = first + 2 * number
         parts, whole = one_by_one(stage, sequence, content), as_a_whole(stage, sequence + 1, content)
         if number:
-            found.append(Round({**parts.wall, **whole.wall}, {**parts.cpu, **whole.cpu}))
+            found.append(Costs({**parts.wall, **whole.wall}, {**parts.cpu, **whole.cpu}))
     return found
 
 
-def show(size: int, rounds: Sequence[Round]) -> None:
+def show(size: int, rounds: Sequence[Costs]) -> None:
     names = {**PARTS, ALL: "all of the above", **WHOLE, BARE: "a bare httpx client sending the same"}
     bare = median(each.wall[BARE] for each in rounds)
     rows = []
     for name, words in names.items():
-        wall = [_seconds(each.wall, name) for each in rounds]
-        cpu = median(_seconds(each.cpu, name) for each in rounds)
+        wall = [each.seconds(name) for each in rounds]
+        cpu = median(each.cpu_seconds(name) for each in rounds)
         rows.append(
             [
                 words,
@@ -206,10 +217,6 @@ def show(size: int, rounds: Sequence[Round]) -> None:
         )
     print(f"\n{size / MIB:g} MiB, n = {len(rounds)}")
     print(table(["", "ms", "of it CPU", "share of bare httpx"], rows), flush=True)
-
-
-def _seconds(times: dict[str, float], name: str) -> float:
-    return sum(times[part] for part in PARTS) if name == ALL else times[name]
 
 
 def main() -> None:

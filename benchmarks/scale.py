@@ -5,7 +5,8 @@
 Every camera closes a segment in each segment length, evenly spread, as staggered cameras do. A worker with
 `--processes` sends them to an ingest that only discards. For each number of cameras: the segments a second
 asked for and delivered, close-to-confirmed times, and the CPU milliseconds per segment of worker, agent's
-part and broker. Every segment costs three syncs: file, directory, and the line "delivered".
+part and broker. Every segment costs three syncs: file, directory, and the line "delivered". Recover looks at
+all sessions every five seconds, as beat has it do.
 """
 
 import argparse
@@ -21,13 +22,27 @@ from benchmarks.figures import environment, environment_lines, percentile, table
 from benchmarks.processes import cpu_between, usage_of_tree
 from benchmarks.relay import wait_until
 from benchmarks.upload_path import Bench, bench, parse_size, waits, worker
-from capture.handoff import Publisher, publisher_app, upload_message
+from capture.handoff import RECOVER, Message, Publisher, publisher_app, upload_message
 from capture.segment import open_name
 from capture.session import Session
 from capture.source import parse_source
 from capture.spool import Spool
 
 WAIT_SECONDS = 120.0
+RECOVER_SECONDS = 5.0
+
+
+class Ticks:
+    """Asks for a round of recover as often as beat does."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._due = time.monotonic()
+
+    def tick(self) -> None:
+        if time.monotonic() >= self._due:
+            self._due += RECOVER_SECONDS
+            self._publisher.send(Message(RECOVER, ()))
 
 
 def close_all(
@@ -44,9 +59,10 @@ def close_all(
             )
             for name in names
         ]
-        begin = time.monotonic()
+        begin, ticks = time.monotonic(), Ticks(publisher)
         while (due := begin + count * segment / len(names)) < begin + seconds:
             time.sleep(max(0.0, due - time.monotonic()))
+            ticks.tick()
             sequence, number = count // len(names) + 1, count % len(names)
             session = sessions[number]
             (session.open_directory / open_name(sequence)).write_bytes(content)
@@ -58,6 +74,7 @@ def close_all(
             lambda: not any(spool.has_segments(each.name) for each in sessions),
             seconds=WAIT_SECONDS,
             what="all was delivered",
+            check=ticks.tick,
         )
         took = time.monotonic() - begin
         for session in sessions:
