@@ -244,10 +244,10 @@ class Stack:
 
     def _celery(self, what: str, *options: str) -> Service:
         # -P and a working directory of our own: a tasks.py where the operator stands must not be ours.
-        argv = [
-            *(sys.executable, "-P", "-m", "celery", "--quiet"),
-            *("--workdir", str(self._runtime_dir), "-A", "tasks", what, *options),
-        ]
+        program = ["-m", "tasks.celery_command", str(self._runtime_dir)]
+        if what == "flower":  # a command of its own that Celery finds
+            program = ["-m", "celery", "--quiet", "--workdir", str(self._runtime_dir), "-A", "tasks"]
+        argv = [sys.executable, "-P", *program, what, *options]
 
         def start() -> Child:
             # Only who sends to the cloud needs a key.

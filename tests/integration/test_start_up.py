@@ -3,7 +3,13 @@
 import subprocess
 import sys
 
+import psutil
 import pytest
+
+from capture.broker import RuntimeDir
+from capture.process import Stream
+from capture.settings import load_settings
+from capture.stack import Stack
 
 # Each of these takes longer to import than all that a help text needs.
 HEAVY = {
@@ -48,3 +54,32 @@ def test_a_health_check_imports_neither_broker_nor_cloud(spool):
     """It comes every few seconds, for years."""
     found = imported("health", "any", "--spool", str(spool.root), code=1)  # nothing runs here
     assert found & BROKER_AND_CLOUD == set()
+
+
+def test_worker_and_beat_of_up_bring_neither_a_shell_nor_a_web_server():
+    """What Celery's other commands import would stay in each of these processes for as long as it runs."""
+    code = "import sys, tasks.celery_command, celery.bin.beat, celery.bin.worker\n"
+    code += "print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert "celery" in found
+    assert found & {"click_repl", "flower", "prompt_toolkit", "tornado"} == set()
+
+
+def test_up_starts_worker_and_beat_by_what_brings_neither(tmp_path):
+    settings = load_settings(
+        environ={"RELAY_CLOUD": "http://127.0.0.1:9", "RELAY_SPOOL": str(tmp_path / "s")}
+    )
+    with RuntimeDir(tmp_path) as runtime:
+        stack = Stack(settings, runtime.path, concurrency=1, embedded_broker=True, stderr=Stream.NULL)
+        stack.start()
+        try:
+            words = {
+                name: psutil.Process(pid).cmdline() for name, pid in stack.pids.items() if name != "broker"
+            }
+        finally:
+            stack.stop(idle=True)
+    assert {name: "tasks.celery_command" in each for name, each in words.items()} == {
+        "worker": True,
+        "beat": True,
+    }
