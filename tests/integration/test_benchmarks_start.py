@@ -81,7 +81,10 @@ def test_figures_are_those_that_were_written_also_where_a_target_of_its_own_was_
 def test_the_script_shows_what_a_folder_holds_without_measuring(tmp_path):
     environment = {"cpu": "c", "cpus_usable": 1, "platform": "p", "python": "3", "commit": "x"}
     environment |= {"at": "2026-06-01T12:00:00+00:00", "load": [0.0]}
-    data = {"environment": environment, "owed": [{"owed": 10, "cpu_ms": 1.0, "ms": 2.0}]}
+    data = {
+        "environment": environment,
+        "owed": [{"owed": count, "cpu_ms": 1.0, "ms": 2.0} for count in (10, 1000, 100_000)],
+    }
     (tmp_path / "owed.json").write_text(json.dumps(data))
     (tmp_path / bench.OPTIONS).write_text(json.dumps({"owed": "python -m benchmarks.owed"}))
     done = subprocess.run(

@@ -241,3 +241,4 @@ def test_a_missed_target_or_a_failed_run_is_an_error_and_one_that_was_left_out_i
     assert bench.exit_code(good, {}) == 0
     assert bench.exit_code(good, {"owed": "it ended with 1"}) == 1
     assert bench.exit_code({"rate_cap": RESULTS["rate_cap"]}, {}) == 1
+    assert bench.exit_code({"start_up": {"environment": PLACE}}, {}) == 1  # it ran, and wrote no such figure
