@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.figures import environment_lines, write_figures
+from benchmarks.figures import environment, environment_lines, write_figures
 from capture.session import Session
 from capture.source import parse_source
 from capture.spool import Spool
@@ -136,12 +136,12 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         arguments = ["sink", "--port", str(port), "--dir", str(folder / "sink")]
         sink = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = folder / "up.log"
-    environment = {"RELAY_TOKEN": "benchmark", "RELAY_CLOUD": url, "RELAY_SPOOL": str(spool)}
+    variables = {"RELAY_TOKEN": "benchmark", "RELAY_CLOUD": url, "RELAY_SPOOL": str(spool)}
     began = time.monotonic()
     with log.open("wb") as file:
         up = subprocess.Popen(
             [COMMAND, "up", "--config", config, "--segment-duration", "2", "--drain-timeout", "0"],
-            env={**os.environ, **environment},
+            env={**os.environ, **variables},
             stderr=file,
         )
     meter = Meter(psutil.Process(up.pid))
