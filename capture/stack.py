@@ -244,8 +244,9 @@ class Stack:
 
     def _celery(self, what: str, *options: str) -> Service:
         # -P and a working directory of our own: a tasks.py where the operator stands must not be ours.
+        # Not by `celery`, which imports a shell and Flower into whatever it starts.
         program = ["-m", "tasks.celery_command", str(self._runtime_dir)]
-        if what == "flower":  # a command of its own that Celery finds
+        if what == "flower":
             program = ["-m", "celery", "--quiet", "--workdir", str(self._runtime_dir), "-A", "tasks"]
         argv = [sys.executable, "-P", *program, what, *options]
 

@@ -83,3 +83,9 @@ def test_up_starts_worker_and_beat_by_what_brings_neither(tmp_path):
         "worker": True,
         "beat": True,
     }
+
+
+def test_another_command_of_celery_is_refused(tmp_path):
+    command = [sys.executable, "-m", "tasks.celery_command", str(tmp_path), "purge"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "found 'purge'; expected one of worker, beat\n")
