@@ -156,8 +156,8 @@ class Watch:
             self.frames = 1
             self._on_frame()
         if scan.key_frames > self._keys_seen:
-            # It came after the last look, and as long ago as the stream went on since.
-            self._key_came(max(before, now - scan.seconds_since_key))
+            # It came after the last look and the key frame before, as long ago as the stream went on since.
+            self._key_came(max(before, self._key_at or before, now - scan.seconds_since_key))
         self._keys_seen = scan.key_frames
         apart = max(self._watchdog.seconds_without_key(now), self._recorder.key_interval or 0.0)
         if self._is_live and apart > 2 * self._segment_seconds:
