@@ -1,11 +1,13 @@
 """What 1, 10, 50 cameras cost: CPU and memory of agent, ffmpegs and uploads, against as many bare ffmpegs.
 
-    python -m benchmarks.many_cameras [--cameras 1,10,50] [--seconds 30] [--segment 10] [--repeat 3]
+    python -m benchmarks.many_cameras [--from file|rtsp] [--cameras 1,10,50] [--segment 10] [--repeat 3]
 
-Every camera plays the same long 720p H.264 file of 2 Mbit/s in real time, as a camera would, and is copied.
-A bare one is `ffmpeg -re -i FILE -c copy -f segment` with those of our options that change what is written.
-Bare ones and `up` run in turn, each alone, the order changing with each repetition; uploads go to a sink that
-is a process of its own and counts as neither. CPU is counted after the start and before the stop.
+Every camera is 720p H.264 of 2 Mbit/s and is copied: one long file played in real time, or a real RTSP server
+(GStreamer's, of the tests) over TCP. A bare one is `ffmpeg -i SOURCE -c copy -f segment` with those of our
+options that change what is written. Bare ones and `up` run in turn, each alone, the order changing with each
+repetition; uploads go to a sink that is a process of its own and counts as neither, like the RTSP server. CPU
+is counted after the start and before the stop. With several lengths (`--segment 2,10`) the agent's CPU is
+split into what a camera costs each second and what each segment costs.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,13 +24,16 @@ import psutil
 from benchmarks.figures import environment_lines
 from benchmarks.footprint import make_clip
 from benchmarks.ingest import Ingest, ingest_process
+from benchmarks.many_cameras_floor import floor
 from benchmarks.many_cameras_report import BARE, OURS, Report, Sample
 from benchmarks.processes import AGENT, Usage, cpu_between, total_memory, usage_of_tree
 from benchmarks.relay import Relay, running, wait_until
 from capture.ffmpeg import find_ffmpeg
 from capture.fleet import STARTS_PER_TURN, TURN_SECONDS
+from tests.cameras.rtsp import RtspCamera, missing
 
 LOOP_SECONDS = 10
+KBPS = 2000  # of an RTSP camera; the clip has as much
 SPARE_SECONDS = 90  # for the start of the last camera, the first segment, the settling, and a slow machine
 
 
@@ -41,10 +46,11 @@ def make_long_clip(path: Path, seconds: float) -> None:
     short.unlink()
 
 
-def bare_command(ffmpeg: str, clip: Path, folder: Path, segment: float) -> list[str]:
+def bare_command(ffmpeg: str, source: str, folder: Path, segment: float) -> list[str]:
     """Return what somebody would write who has no agent; it writes the same bytes in the same pieces."""
+    given = ["-rtsp_transport", "tcp"] if source.startswith("rtsp:") else ["-re"]
     return [
-        *(ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "warning", "-re", "-i", str(clip)),
+        *(ffmpeg, "-hide_banner", "-nostdin", "-loglevel", "warning", *given, "-i", source),
         *("-map", "0:v:0", "-c:v", "copy", "-muxdelay", "0", "-muxpreload", "0"),
         *("-f", "segment", "-segment_format", "mpegts", "-segment_time", f"{segment:g}"),
         *("-segment_format_options", "flush_packets=1", f"{folder}/%08d.ts"),
@@ -52,14 +58,14 @@ def bare_command(ffmpeg: str, clip: Path, folder: Path, segment: float) -> list[
 
 
 @contextmanager
-def bare_ffmpegs(clip: Path, folder: Path, cameras: int, segment: float) -> Iterator[list[psutil.Process]]:
+def bare_ffmpegs(source: str, folder: Path, cameras: int, segment: float) -> Iterator[list[psutil.Process]]:
     """Run them, started at the pace of the agent."""
     ffmpeg, running_ones = find_ffmpeg(None).path, []
     try:
         for number in range(cameras):
             own = folder / str(number)
             own.mkdir()
-            command = bare_command(ffmpeg, clip, own, segment)
+            command = bare_command(ffmpeg, source, own, segment)
             running_ones.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
             time.sleep(TURN_SECONDS / STARTS_PER_TURN)
         wait_until(
@@ -76,32 +82,31 @@ def bare_ffmpegs(clip: Path, folder: Path, cameras: int, segment: float) -> Iter
 
 
 class Bench:
-    """The clip and the sink, and the runs with them."""
+    """The source and the sink, and the runs with them."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, ingest: Ingest) -> None:
+    def __init__(self, options: argparse.Namespace, folder: Path, ingest: Ingest, source: str) -> None:
         self._options = options
         self._folder = folder
         self._ingest = ingest
-        self._clip = folder / "clip.mp4"
-        make_long_clip(self._clip, options.seconds + options.segment + SPARE_SECONDS)
+        self._source = source
 
-    def sample(self, kind: str, cameras: int) -> Sample:
+    def sample(self, kind: str, cameras: int, segment: float) -> Sample:
         with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=self._folder) as folder:
-            return {BARE: self._bare, OURS: self._ours}[kind](cameras, Path(folder))
+            return {BARE: self._bare, OURS: self._ours}[kind](cameras, segment, Path(folder))
 
-    def _bare(self, cameras: int, folder: Path) -> Sample:
+    def _bare(self, cameras: int, segment: float, folder: Path) -> Sample:
         def usage() -> dict[int, Usage]:
             return {pid: each for process in family for pid, each in usage_of_tree(process).items()}
 
-        with bare_ffmpegs(self._clip, folder, cameras, self._options.segment) as family:
+        with bare_ffmpegs(self._source, folder, cameras, segment) as family:
             before, after, lasted = self._between(usage)
         _require(after, cameras)
         cpu, pss = cpu_between(before, after), total_memory(after.values())
-        return Sample(BARE, cameras, lasted, {"ffmpeg": cpu}, {"ffmpeg": pss})
+        return Sample(BARE, cameras, segment, lasted, {"ffmpeg": cpu}, {"ffmpeg": pss})
 
-    def _ours(self, cameras: int, folder: Path) -> Sample:
-        settings = {"RELAY_DEFAULTS__SEGMENT_SECONDS": str(self._options.segment)}
-        relay = Relay(folder, self._ingest.url, cameras=cameras, source=str(self._clip), settings=settings)
+    def _ours(self, cameras: int, segment: float, folder: Path) -> Sample:
+        settings = {"RELAY_DEFAULTS__SEGMENT_SECONDS": str(segment)}
+        relay = Relay(folder, self._ingest.url, cameras=cameras, source=self._source, settings=settings)
         with running(relay):
             before, after, lasted = self._between(relay.usage)
             relay.check()
@@ -116,6 +121,7 @@ class Bench:
         return Sample(
             OURS,
             cameras,
+            segment,
             lasted,
             {name: cpu_between(before, group) for name, group in groups.items()},
             {name: total_memory(group.values()) for name, group in groups.items()},
@@ -151,29 +157,52 @@ def _require(usages: Mapping[int, Usage], cameras: int) -> None:
 def main() -> int:
     options = _options()
     sys.stdout.reconfigure(line_buffering=True)  # each line as it comes, also into a file
-    print(f"{environment_lines()}\n{options.seconds:g} s each, segments of {options.segment:g} s\n")
+    print(f"{environment_lines()}\n{options.seconds:g} s each, from {options.source}\n")
     samples: list[Sample] = []
-    with tempfile.TemporaryDirectory(prefix="many-", dir=options.folder) as name:
-        folder = Path(name)
-        with ingest_process(folder) as ingest:
-            bench = Bench(options, folder, ingest)
-            for cameras, kind in _plan(options.cameras, options.repeat):
-                samples.append(bench.sample(kind, cameras))
-                print(samples[-1].line())
-    report = Report(samples, segment=options.segment)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="many-", dir=options.folder)))
+        ingest = stack.enter_context(ingest_process(folder))
+        bench = Bench(options, folder, ingest, stack.enter_context(source_of(options, folder)))
+        for cameras, segment, kind in _plan(options.cameras, options.segment, options.repeat):
+            samples.append(bench.sample(kind, cameras, segment))
+            print(samples[-1].line())
+        floors = {segment: floor(folder, segment, kbps=KBPS) for segment in options.segment}
+    report = Report(samples, floors=floors)
     report.write(options.json)
     return report.show()
 
 
-def _plan(cameras: Sequence[int], repeat: int) -> Iterator[tuple[int, str]]:
+@contextmanager
+def source_of(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Give what every camera plays, as `ffmpeg -i` and we take it."""
+    if options.source == "file":
+        clip = folder / "clip.mp4"
+        make_long_clip(clip, options.seconds + max(options.segment) + SPARE_SECONDS)
+        yield str(clip)
+        return
+    if lack := missing():
+        sys.exit(f"no RTSP camera can run here: {lack}")
+    camera = RtspCamera(size="1280x720", fps=25, kbps=KBPS, key_seconds=2.0, loop_seconds=20.0)
+    try:
+        yield camera.url
+    finally:
+        camera.close()
+
+
+def _plan(cameras: Sequence[int], segments: Sequence[float], repeat: int) -> Iterator[tuple[int, float, str]]:
     for number in range(repeat):
-        for each in cameras:
-            for kind in (BARE, OURS) if number % 2 == 0 else (OURS, BARE):
-                yield each, kind
+        for segment in segments:
+            for each in cameras:
+                for kind in (BARE, OURS) if number % 2 == 0 else (OURS, BARE):
+                    yield each, segment, kind
 
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _lengths(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def _options() -> argparse.Namespace:
@@ -182,8 +211,9 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--cameras", type=_numbers, default=[1, 10, 50], help="how many, one after the other  [1,10,50]")
+    add("--from", dest="source", choices=("file", "rtsp"), default="file", help="the cameras  [file]")
     add("--seconds", type=float, default=30.0, help="to measure each  [30]")
-    add("--segment", type=float, default=10.0, help="seconds of a segment  [10]")
+    add("--segment", type=_lengths, default=[10.0], help="seconds of a segment, or several lengths  [10]")
     add("--settle", type=float, default=3.0, help="seconds before that, when all run already  [3]")
     add("--repeat", type=int, default=3, help="how often all of it  [3]")
     add("--folder", type=Path, help="where spool and ingest are made for the time  [the temporary one]")

@@ -27,6 +27,7 @@ from capture.ffmpeg_output import (
 from capture.source import Source, SourceKind
 
 __all__ = [
+    "REPORT_SECONDS",
     "CaptureOptions",
     "Command",
     "Failure",
@@ -44,6 +45,8 @@ __all__ = [
 
 Audio = Literal["off", "copy", "aac"]
 
+# Seconds between two reports of ffmpeg. Each wakes the agent; but no new frame must be noticed within 15 s.
+REPORT_SECONDS = 2
 # Below the 15 s within which a stalled camera must be noticed.
 _NETWORK_TIMEOUT_US = 10_000_000
 # A copied key frame may come this share of a segment before the border and still begin the next
@@ -131,7 +134,7 @@ def capture_command(
         "-nostdin",
         # Progress goes to standard output, beside the segment list: each report is one write, and
         # short enough that a pipe keeps it in one piece. Standard error is for trouble alone.
-        *("-nostats", "-progress", "pipe:1", "-stats_period", "1"),
+        *("-nostats", "-progress", "pipe:1", "-stats_period", str(REPORT_SECONDS)),
         *("-loglevel", "level+warning"),
         *_input(source, options, platform),
         *_video(source, options, ahead, encodes=encodes),

@@ -11,6 +11,8 @@ from capture.segment import parse_open_name
 # A report of ffmpeg has short lines; a longer one is none, and is thrown away as it arrives.
 _MAX_LINE_BYTES = 1024
 _PROGRESS_KEYS = frozenset({"frame", "out_time_us", "speed", "drop_frames", "dup_frames"})
+# Half of each report, and passed over at once: fifty cameras say a thousand lines every few seconds.
+_UNUSED = (b"fps=", b"stream_", b"bitrate=", b"total_size=", b"out_time_ms=", b"out_time=")
 _KEY_VALUE = re.compile(r"([a-z0-9_]{1,40})=\s*(\S.*|)")
 
 
@@ -63,6 +65,9 @@ class StdoutParser:
         events: list[SegmentClosed | Progress] = []
         *lines, rest = data.split(b"\n")
         for line in lines:
+            if not self._rest and line.startswith(_UNUSED):
+                self._is_skipping = False
+                continue
             self._keep(line)
             event = None if self._is_skipping else self._read(self._rest)
             self._rest.clear()

@@ -179,13 +179,17 @@ class Output:
     def read(self, timeout: float) -> list[tuple[str, bytes]]:
         """Return what came on which stream, waiting for it at most `timeout` seconds.
 
-        Nothing is returned when the time is over, when `wake` was called, or when the child died:
-        what it left comes with the next call.
+        Nothing is returned when the time is over, or when `wake` was called. When the child died, all that
+        it left is.
         """
-        if self._child.poll() is not None:
+        # To ask before each read is a system call for each report of each child; a pidfd tells by itself.
+        if self._pidfd == NO_PIDFD and self._child.poll() is not None:
+            return self._drain()
+        ready = self._select(timeout)
+        if any(key.fileobj == self._pidfd for key, _ in ready) and self._child.poll() is not None:
             return self._drain()
         chunks = []
-        for key, _ in self._select(timeout):
+        for key, _ in ready:
             if key.fileobj is self._ear:
                 self._hear()
             elif key.data is not None and (data := self._take(key.data)):

@@ -16,7 +16,7 @@ from capture.cut import MOST_PIECES, seconds_before, split
 from capture.gaps import Gaps
 from capture.journal import Event
 from capture.picture import Picture
-from capture.scan import GrowingScan, Scan, scan_file
+from capture.scan import Digest, GrowingScan, Scan, scan_file
 from capture.segment import SessionName, open_name, parse_open_name, rfc3339
 from capture.session import Owed, Session
 from capture.spool import Spool
@@ -215,7 +215,7 @@ class Recorder:
         self._learn(scan)
         if scan.key_frames:  # where it ended, the next key frame came, or should have come by now
             self._learn_interval(duration - scan.seconds_to_last_key)
-        self._put(path, start, duration, scan, Event.CLOSED)
+        self._put(path, start, duration, scan, Event.CLOSED, digest=growing.digest)
         return scan
 
     def settle(self, place: Place = lambda _, guess: guess) -> None:
@@ -241,13 +241,22 @@ class Recorder:
                     self._put(path, start, measured.duration, scan, Event.RECOVERED)
         self._retire_writer()
 
-    def _put(self, path: Path, start: datetime, duration: float, scan: Scan, event: Event) -> None:
+    def _put(
+        self,
+        path: Path,
+        start: datetime,
+        duration: float,
+        scan: Scan,
+        event: Event,
+        *,
+        digest: Digest | None = None,
+    ) -> None:
         """Close a segment in the session of its picture, cut in pieces where that changes."""
         for _ in range(MOST_PIECES):
             self._turn_to(scan.first_picture)
             if not scan.changes:
                 break
-            change = scan.changes[0]
+            change, digest = scan.changes[0], None  # of the whole that it no longer is
             following = self._open()
             rest = following.path(following.next_sequence)
             try:
@@ -270,7 +279,7 @@ class Recorder:
                 session=self.session_name,
                 reason="its picture changes more often than it is cut",
             )
-        self._close(path, start, duration, event)
+        self._close(path, start, duration, event, digest=digest)
 
     def _turn_to(self, picture: Picture | None) -> None:
         """Start a session for this picture if the present one holds others."""
@@ -296,7 +305,9 @@ class Recorder:
         if old is not None and old is not self._writer:
             self._finish(old)
 
-    def _close(self, path: Path, start: datetime, duration: float, event: Event) -> None:
+    def _close(
+        self, path: Path, start: datetime, duration: float, event: Event, *, digest: Digest | None = None
+    ) -> None:
         target = self._target
         if target is None:
             raise ValueError("a segment without a session")
@@ -308,7 +319,7 @@ class Recorder:
         target.next_sequence = max(target.next_sequence, number + 1)
         # The gap's line stands before the segment's: it explains what is missing before that, not after it.
         self.gaps.video_from(start)
-        owed = session.close_segment(number, start, duration, event=event)
+        owed = session.close_segment(number, start, duration, event=event, digest=digest)
         if owed is None:
             self._log.error(
                 "segment_empty",

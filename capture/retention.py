@@ -22,7 +22,7 @@ HALF_LIFE_SECONDS = 30.0
 
 FASTEST_CAMERA = 5_000_000  # bytes per second that a camera may jump to from one moment to the next
 SHORTEST_PAUSE = 0.05
-LONGEST_PAUSE = 1.0
+LONGEST_PAUSE = 3.0
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 import structlog
 
 from capture.clock import Clock
-from capture.ffmpeg import Command, StdoutParser
+from capture.ffmpeg import REPORT_SECONDS, Command, StdoutParser
 from capture.process import Child, Output, Stream
 from capture.settings import child_environment
 from capture.watch import Watch
 
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.5
+# While reports come and tell of new frames, the watch is asked with each of them, and needs no other waking.
+LATEST_TICK_SECONDS = REPORT_SECONDS + 1.0
 SHORT_TICK_SECONDS = 0.05
 STOP_GRACE_SECONDS = 3.0
 _STUCK_SECONDS = 10.0
@@ -23,8 +25,8 @@ log = structlog.get_logger()
 class Run:
     """One ffmpeg. `go` returns when it is gone; `stop` may be called from any thread.
 
-    `watch` gets what ffmpeg says and reports, and is asked about every second what is wrong. ffmpeg does
-    not inherit the `hidden` variables.
+    `watch` gets what ffmpeg says and reports, and is asked what is wrong: with each report that tells of new
+    frames, else twice a second. ffmpeg does not inherit the `hidden` variables.
     """
 
     def __init__(self, command: Command, *, clock: Clock, watch: Watch, hidden: Collection[str] = ()) -> None:
@@ -70,18 +72,22 @@ class Run:
         parser = StdoutParser()
         kill_at: float | None = None
         tick_at = self._clock.monotonic()
+        wake_at, frames = tick_at + TICK_SECONDS, 0
         while not output.eof or child.poll() is None:
             now = self._clock.monotonic()
-            wait = TICK_SECONDS if kill_at is None else max(SHORT_TICK_SECONDS, kill_at - now)
-            self._read(output, parser, min(TICK_SECONDS, wait))
+            if kill_at is not None:
+                wake_at = min(now + TICK_SECONDS, max(now + SHORT_TICK_SECONDS, kill_at))
+            self._read(output, parser, max(0.0, wake_at - now))
             now = self._clock.monotonic()
             if kill_at is not None:
                 kill_at = self._kill(child, kill_at, now)
                 continue
             complaint = None
-            if now >= tick_at:
-                tick_at = now + TICK_SECONDS
+            if now >= tick_at or self._watch.complaint:
                 complaint = self._watch.tick()
+                has_news, frames = self._watch.frames > frames, self._watch.frames
+                tick_at = now + TICK_SECONDS
+                wake_at = now + (LATEST_TICK_SECONDS if has_news else TICK_SECONDS)
             if self._stopping.is_set() or complaint:
                 on_ending()
                 child.terminate()

@@ -1,9 +1,11 @@
 """Follows the video of a segment, as it grows or when it is whole: key frames, codec, size, what changes.
 
 Only the packets in which a frame begins are looked at one by one, and only the beginnings of key frames are
-read: a megabyte takes about a millisecond, and nothing but those beginnings is kept.
+read: a megabyte takes about a quarter of a millisecond, and nothing but those beginnings is kept. The digest
+is taken from the same bytes on their way, so that a segment is read once.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,11 @@ from capture.mpegts import PACKET, SYNC
 from capture.picture import H264, H265, Picture, read_access
 
 NOT_CARRIED = "video that MPEG-TS cannot carry"
-CHUNK = PACKET * 2500  # bytes read at a time
-MOST_AT_ONCE = CHUNK * 64  # bytes; a look at a file that grows fast must not hold up its reader
+CHUNK = PACKET * 640  # bytes read at a time, by each of many cameras
+MOST_AT_ONCE = CHUNK * 250  # bytes; a look at a file that grows fast must not hold up its reader
 MOST_CHANGES = 16  # of the picture within one segment that are noted
-_BEGINNING = 16 * 1024  # bytes of a key frame that are read at most; parameter sets stand first
+_BEGINNING = 16 * 1024  # bytes of a key frame that are read at most
+_FIRST_BYTES = 1024  # that are read first: mostly enough, for parameter sets come before the slices
 _CODECS = {0x1B: H264, 0x24: H265, 0x01: "mpeg1", 0x02: "mpeg2", 0x10: "mpeg4", 0x42: "avs2", 0x33: "vvc"}
 
 log = structlog.get_logger()
@@ -33,6 +36,14 @@ class Change:
     picture: Picture
 
 
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The SHA-256 (hexadecimal) of the first `size` bytes of a file."""
+
+    size: int
+    sha256: str
+
+
 @dataclass
 class _Beginning:
     """A key frame whose first bytes are being gathered."""
@@ -40,6 +51,7 @@ class _Beginning:
     offset: int
     pts: int
     payload: bytearray
+    enough: int = _FIRST_BYTES
 
 
 class Scan:
@@ -59,6 +71,7 @@ class Scan:
         self.tables = b""  # the packets that say what is where; a cut-off rest needs them in front
         self.size = 0  # bytes taken in whole packets
         self._last_key: int | None = None
+        self._last_pts: int | None = None  # of the last frame that began
         self._map_pid: int | None = None
         self._video_pid: int | None = None
         self._rest = b""
@@ -93,10 +106,17 @@ class Scan:
             return 0.0
         return mpegts.seconds_between(self.first_pts, self._last_key)
 
+    @property
+    def seconds_since_key(self) -> float:
+        """How far into the stream the last frame is after the last key frame."""
+        if self._last_pts is None or self._last_key is None:
+            return 0.0
+        return max(0.0, mpegts.seconds_between(self._last_key, self._last_pts))
+
     def finish(self) -> None:
         """Judge the key frame that was still being gathered."""
         if self._beginning is not None and not self.has_failed:
-            self._judge(self._beginning)
+            self._judge(self._beginning, is_cut=False)
 
     def unplayable(self) -> str | None:
         """Say why a whole segment cannot be played by itself; None if nothing speaks against it."""
@@ -114,14 +134,24 @@ class Scan:
         at = 0 if self._video_pid is not None else self._find_video(chunk)
         if self._video_pid is None:
             return
+        starts, last = _Starts(chunk, self._video_pid), len(chunk)
         while at < len(chunk):
             if self._beginning is not None:
                 at = self._gather(chunk, at, self._beginning)
                 continue
-            at = _next_start(chunk, at, self._video_pid)
-            if at < len(chunk):
+            at = starts.following(at)
+            if at == len(chunk):
+                break
+            last = at
+            # Nearly all have not the mark of `is_random_access`: they are counted, and no more.
+            is_marked = chunk[at + 3] & 0x20 and chunk[at + 4] and chunk[at + 5] & 0x40
+            if self.first_pts is not None and not is_marked:
+                self.frames += 1
+            else:
                 self._begin(chunk[at : at + PACKET], self.size + at)
-                at += PACKET
+            at += PACKET
+        pts = mpegts.video_pts(chunk[last : last + PACKET]) if last < len(chunk) else None
+        self._last_pts = self._last_pts if pts is None else pts
 
     def _find_video(self, chunk: bytes) -> int:
         """Look for the tables; return where the packets after them begin."""
@@ -159,23 +189,30 @@ class Scan:
 
     def _gather(self, chunk: bytes, at: int, beginning: _Beginning) -> int:
         """Add packets of the frame until it is long enough or the next one begins; return where that is."""
-        while at < len(chunk) and len(beginning.payload) < _BEGINNING:
+        while at < len(chunk) and len(beginning.payload) < beginning.enough:
             packet = chunk[at : at + PACKET]
             if _pid(packet) == self._video_pid:
                 if packet[1] & 0x40:
                     break
                 beginning.payload += mpegts.payload(packet)
             at += PACKET
-        if at < len(chunk) or len(beginning.payload) >= _BEGINNING:
-            self._judge(beginning)
+        is_cut = len(beginning.payload) >= beginning.enough
+        if at < len(chunk) or is_cut:
+            self._judge(beginning, is_cut=is_cut)
         return at
 
-    def _judge(self, beginning: _Beginning) -> None:
-        """Decide whether a frame that the writer marked is a key frame, and whether its picture is new."""
+    def _judge(self, beginning: _Beginning, *, is_cut: bool) -> None:
+        """Decide whether a frame that the writer marked is a key frame, and whether its picture is new.
+
+        One that is cut off before its first slice is read further, as far as any is.
+        """
         self._beginning = None
         picture = Picture(self.codec or "")
         if self.codec in {H264, H265}:
             access = read_access(self.codec, bytes(beginning.payload))
+            if is_cut and not access.has_slice and beginning.enough < _BEGINNING:
+                self._beginning, beginning.enough = beginning, _BEGINNING
+                return
             # Where much else comes before the slices, the mark is believed.
             is_key = access.is_key or not access.has_slice
             picture = access.picture
@@ -208,6 +245,12 @@ class GrowingScan:
         self.path = path
         self.scan = Scan()
         self._offset = 0
+        self._sha256 = hashlib.sha256()
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of all whole packets that were read so far."""
+        return Digest(self._offset, self._sha256.hexdigest())
 
     def look(self) -> Scan:
         """Read what is new, at most `MOST_AT_ONCE`; a file that is not there yet is empty. Raises OSError."""
@@ -230,9 +273,12 @@ class GrowingScan:
         try:
             for _ in range(MOST_AT_ONCE // CHUNK):
                 data = os.pread(descriptor, CHUNK, self._offset)
-                if not data:
+                whole = mpegts.whole_packets(len(data))
+                if not whole:
                     return False
-                self._offset += len(data)
+                data = data[:whole]  # the beginning of a packet is read again with its end
+                self._offset += whole
+                self._sha256.update(data)
                 self.scan.feed(data)
         finally:
             os.close(descriptor)
@@ -248,11 +294,18 @@ def _pid(packet: bytes) -> int:
     return int.from_bytes(packet[1:3], "big") & 0x1FFF
 
 
-def _next_start(chunk: bytes, at: int, pid: int) -> int:
-    """Return where the next packet stands in which a frame of this PID begins, or the chunk's end."""
-    high, low = chunk[at + 1 :: PACKET], chunk[at + 2 :: PACKET]
-    mark, found = 0x40 | pid >> 8, -1
-    while (found := high.find(mark, found + 1)) >= 0:
-        if low[found] == pid & 0xFF:
-            return at + found * PACKET
-    return len(chunk)
+class _Starts:
+    """Where packets stand in which a frame of this PID begins, in a row of whole packets."""
+
+    def __init__(self, chunk: bytes, pid: int) -> None:
+        self._end = len(chunk)
+        self._high, self._low = chunk[1::PACKET], chunk[2::PACKET]
+        self._mark, self._pid = 0x40 | pid >> 8, pid & 0xFF
+
+    def following(self, at: int) -> int:
+        """Return where the first one stands at `at` or after it; the end when there is none."""
+        found = at // PACKET - 1
+        while (found := self._high.find(self._mark, found + 1)) >= 0:
+            if self._low[found] == self._pid:
+                return found * PACKET
+        return self._end

@@ -15,7 +15,7 @@ import structlog
 from capture import mpegts
 from capture.cut import MOST_PIECES, seconds_before, split
 from capture.journal import Event
-from capture.scan import scan_file
+from capture.scan import Digest, scan_file
 from capture.segment import SegmentName, SessionName, open_name, rfc3339
 from capture.source import Source
 from capture.spool import (
@@ -117,19 +117,26 @@ class Session:
         return cls(spool, name, lock, info)
 
     def close_segment(
-        self, sequence: int, start: datetime, duration: float, *, event: Event = Event.CLOSED
+        self,
+        sequence: int,
+        start: datetime,
+        duration: float,
+        *,
+        event: Event = Event.CLOSED,
+        digest: Digest | None = None,
     ) -> Owed | None:
         """Make a finished segment durable and owed: fsync, rename, fsync directory, journal.
 
-        `duration` in seconds. Returns None for an empty one: on a full disk ffmpeg also reports what it
-        could not write. Raises OSError; whatever fails, the file is still there, open or owed.
+        `duration` in seconds. A `digest` that was taken while it was written saves reading it once more, if
+        its size is that of the file. Returns None for an empty one: on a full disk ffmpeg also reports what
+        it could not write. Raises OSError; whatever fails, the file is still there, open or owed.
         """
         path = self.open_path(sequence)
         size = path.stat().st_size
         if size == 0 or (size != mpegts.whole_packets(size) and mpegts.trim(path) == 0):
             path.unlink()
             return None
-        return self._publish(path, SegmentName.of(sequence, start, duration), event)
+        return self._publish(path, SegmentName.of(sequence, start, duration), event, digest)
 
     def open_path(self, sequence: int) -> Path:
         """Return where a segment is while it is written."""
@@ -191,12 +198,13 @@ class Session:
         found.append(self.close_segment(sequence, start, duration, event=Event.RECOVERED))
         return [owed for owed in found if owed is not None]
 
-    def _publish(self, path: Path, name: SegmentName, event: Event) -> Owed:
-        with path.open("rb") as file:
+    def _publish(self, path: Path, name: SegmentName, event: Event, digest: Digest | None) -> Owed:
+        with path.open("rb", buffering=0) as file:
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
-            # Read back while it is in memory: 1 ms per MB, and audit can tell what became of it later.
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest is None or digest.size != size:
+                # Read back while it is in memory, so that audit can tell what became of it later.
+                digest = Digest(size, hashlib.file_digest(file, "sha256").hexdigest())
         target = self.path / str(name)
         if target.exists():
             raise FileExistsError(17, "a segment of this name is there already", str(target))
@@ -209,7 +217,7 @@ class Session:
                 session=str(self.name),
                 segment=str(name),
                 bytes=size,
-                sha256=sha256,
+                sha256=digest.sha256,
             )
         except OSError as error:  # it is owed all the same: the directory says so, and audit knows the case
             log.warning(

@@ -15,6 +15,7 @@ from capture.supervision import NO_KEY_FRAME, Expectations, Timeline, Watchdog, 
 
 _TIMED_OUT = b"Failed reading RTSP data: Connection timed out"
 _SAID_BYTES = 4096
+LOOK_SECONDS = 4.0  # between two looks into the file, while it grows and nothing is wrong
 _NETWORK = {SourceKind.RTSP, SourceKind.HTTP}
 
 
@@ -61,6 +62,7 @@ class Watch:
         self.complaint: str | None = None
         self._keys_seen = 0  # of the segment that is open
         self._key_at: float | None = None
+        self._looked_at = self.begun
         self._said = b""
 
     def hear(self) -> None:
@@ -94,13 +96,20 @@ class Watch:
     def tick(self) -> str | None:
         """Look at what was written since the last tick; return what is wrong, or None."""
         now = self._clock.monotonic()
-        if self._timeline.paced:
+        if self._timeline.paced and (not self.frames or now - self._looked_at >= LOOK_SECONDS):
             self._look(now)
         change = self._recorder.change() if self._is_live else None
-        self.complaint = self.complaint or change or self._watchdog.complaint(now)
+        self.complaint = self.complaint or change or self._complaint(now)
         if self.complaint == NO_KEY_FRAME:  # should it have come later, it is waited for longer next time
             self._recorder.key_frame_came(self._watchdog.seconds_without_key(now))
         return self.complaint
+
+    def _complaint(self, now: float) -> str | None:
+        found = self._watchdog.complaint(now)
+        if found is None or not self._timeline.paced or self._looked_at == now:
+            return found
+        self._look(now)  # what it complains of may have come since the last look
+        return self._watchdog.complaint(now)
 
     def _take_segment(self, event: SegmentClosed) -> None:
         now = self._clock.monotonic()
@@ -138,11 +147,17 @@ class Watch:
         self._watchdog.see_key(now, self._recorder.key_interval)
 
     def _look(self, now: float) -> None:
+        before, self._looked_at = self._looked_at, now
         scan = self._recorder.look()
         if scan is None:
             return
+        if scan.frames and not self.frames:  # sooner than ffmpeg's report of it
+            self._watchdog.see(1, now)
+            self.frames = 1
+            self._on_frame()
         if scan.key_frames > self._keys_seen:
-            self._key_came(now)
+            # It came after the last look and the key frame before, as long ago as the stream went on since.
+            self._key_came(max(before, self._key_at or before, now - scan.seconds_since_key))
         self._keys_seen = scan.key_frames
         apart = max(self._watchdog.seconds_without_key(now), self._recorder.key_interval or 0.0)
         if self._is_live and apart > 2 * self._segment_seconds:

@@ -1,13 +1,15 @@
 """Closed segments become owed in a session of their picture, and lost time becomes gap lines."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from capture import recorder as recorder_module
 from capture.journal import Event
+from capture.mpegts import PACKET
 from capture.recorder import Recorder
-from capture.scan import scan_file
+from capture.scan import Digest, scan_file
 from capture.session import Session
 from capture.upkeep import close_dead_sessions
 from tests.conftest import start_session
@@ -86,6 +88,29 @@ def test_a_segment_whose_picture_changes_is_cut_and_a_new_session_begins(desk):
     desk.recorder.end(NOON)
     assert desk.pictures() == [[(1, 320), (2, 320)], [(1, 1920), (2, 1920), (3, 1920)]]
     assert [what for _, what in desk.told] == ["started", "started", "ended", "ended"]
+
+
+def test_the_journal_has_the_digest_of_what_is_owed_whether_it_was_looked_at_before_cut_or_torn(desk):
+    number = desk.write(SMALL)
+    desk.recorder.look()
+    path = desk.session.open_path(number)
+    path.write_bytes(path.read_bytes() + stream(SMALL)[2 * PACKET :])
+    desk.recorder.take(number, NOON, 2.0)
+    desk.close(SMALL)
+    desk.close(SMALL, LARGE)
+    torn = desk.write(LARGE)
+    with desk.session.open_path(torn).open("ab") as file:
+        file.write(b"G half a packet")
+    desk.recorder.take(torn, NOON + timedelta(hours=1), 1.0)
+    told = {
+        (entry.fields["session"], entry.fields["segment"]): entry.fields["sha256"]
+        for entry in desk.spool.journal.read("door")
+        if entry.event is Event.CLOSED
+    }
+    assert len(told) == 5
+    for (session, segment), sha256 in told.items():
+        content = (desk.spool.root / session / segment).read_bytes()
+        assert sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_the_parts_of_a_cut_segment_lie_side_by_side_in_time(desk):
@@ -260,3 +285,12 @@ def test_the_rest_of_a_cut_segment_is_never_written_over(desk, monkeypatch):
         for debt in desk.spool.debts()
     ]
     assert sorted(widths) == [320, 320, 1920, 1920]
+
+
+def test_a_digest_of_another_size_is_not_believed(desk):
+    number = desk.write(SMALL)
+    content = desk.session.open_path(number).read_bytes()
+    owed = desk.session.close_segment(number, NOON, 1.0, digest=Digest(len(content) - PACKET, "0" * 64))
+    (entry,) = desk.spool.journal.read("door")
+    assert owed is not None
+    assert entry.fields["sha256"] == hashlib.sha256(content).hexdigest()

@@ -1,5 +1,6 @@
 """What is found in a segment, as it grows or whole, good or hostile."""
 
+import hashlib
 import itertools
 import random
 
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from capture.mpegts import PACKET
 from capture.picture import Picture
-from capture.scan import CHUNK, MOST_CHANGES, NOT_CARRIED, GrowingScan, Scan, scan_file
-from tests.transport import frame, key_frame, packets, stream, tables
+from capture.scan import CHUNK, MOST_CHANGES, NOT_CARRIED, Digest, GrowingScan, Scan, scan_file
+from tests.transport import START, frame, key_frame, packets, stream, tables
 
 SMALL, LARGE = (320, 180), (1920, 1080)
 
@@ -150,6 +151,31 @@ def test_a_file_is_read_as_it_grows_and_whole_at_the_end(tmp_path):
     assert 0 < growing.look().frames < 20
     path.write_bytes(content)
     assert found(growing.conclude()) == found(scanned(content))
+
+
+def test_the_digest_is_that_of_all_whole_packets_however_they_came(tmp_path):
+    path, content = tmp_path / "00000001.ts", stream(SMALL, LARGE)
+    growing = GrowingScan(path)
+    for end in (100, 188, 3000, 3001, len(content)):
+        path.write_bytes(content[:end])
+        growing.look()
+        whole = content[: end - end % PACKET]
+        assert growing.digest == Digest(len(whole), hashlib.sha256(whole).hexdigest())
+    path.write_bytes(content + b"G half a packet")
+    growing.conclude()
+    assert growing.digest == Digest(len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_how_long_ago_the_last_key_frame_was_is_told_by_the_stream():
+    scan = scanned(stream(SMALL, SMALL, fps=10))
+    assert scan.seconds_since_key == pytest.approx(0.9)
+    assert scanned(b"").seconds_since_key == 0.0
+
+
+def test_a_key_frame_whose_sets_come_late_is_read_further():
+    late = START + b"\x09\x10" + START + b"\x06\x05" + b"\x5a" * 3000 + key_frame(LARGE)
+    scan = scanned(tables() + packets(late, 90_000, is_key=True) + packets(frame(), 99_000, is_key=False))
+    assert (scan.key_frames, scan.picture) == (1, Picture("h264", *LARGE))
 
 
 def test_a_large_file_is_read_in_pieces(tmp_path):

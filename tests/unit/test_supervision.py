@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capture.ffmpeg import REPORT_SECONDS
 from capture.supervision import (
     LONGEST_KEY_WAIT,
     STABLE_SECONDS,
+    STALL_SECONDS,
     TOLERATED_RUNAWAY,
     Drift,
     Expectations,
@@ -100,6 +102,22 @@ def test_each_fault_is_noticed_within_fifteen_seconds_and_called_by_its_name(fau
     noticed, complaint = first_complaint(watchdog, 60, act)
     assert complaint == fault
     assert 20 < noticed <= 20 + 12.5  # ffmpeg has 3 s to end before that is logged
+
+
+@pytest.mark.parametrize("ago", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_a_camera_that_stops_is_noticed_in_time_however_long_ago_ffmpeg_told_of_it(ago):
+    watchdog = Watchdog(0.0, LIVE)
+    stop = 22.0 - ago
+
+    def act(now):
+        if now % REPORT_SECONDS == 0:
+            watchdog.hear(now)
+            watchdog.see(int(min(now, stop) * 10), now, min(now, stop))
+            watchdog.see_key(min(now, stop), 2.0)
+
+    noticed, complaint = first_complaint(watchdog, 60, act)
+    assert complaint == "no new frame"
+    assert stop + STALL_SECONDS < noticed <= stop + 12.0  # ffmpeg has 3 s to end before that is logged
 
 
 def test_key_frames_without_a_new_segment_are_a_fault_after_twice_its_length():
@@ -247,6 +265,12 @@ def test_a_last_segment_that_is_closed_long_after_its_last_frame_stays_where_it_
 def test_an_only_segment_that_is_closed_long_after_its_last_frame_ends_with_that():
     timeline = Timeline(NOON, paced=True)
     start = timeline.place(0.0, 3.0, NOON + timedelta(seconds=13), last_frame_ago=10.0)
+    assert start == NOON
+
+
+def test_a_report_that_comes_every_two_seconds_is_no_silence():
+    timeline = Timeline(NOON, paced=True)
+    start = timeline.place(0.0, 10.0, NOON + timedelta(seconds=10), last_frame_ago=REPORT_SECONDS + 0.5)
     assert start == NOON
 
 
