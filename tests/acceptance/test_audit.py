@@ -38,9 +38,13 @@ def audit(path, *words):
 
 
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory):
+def captured(once):
     """A spool with a session that was delivered but for one rejected segment, and one that is owed."""
-    base = tmp_path_factory.mktemp("captured")
+    return once("captured", capture) / "spool"
+
+
+def capture(base):
+    """Run `up` twice in a folder, for nine segments in its spool."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
     spool = SpoolFiles(base / "spool")
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime, Sink(base / "sink", token=TOKEN) as sink:
@@ -68,7 +72,6 @@ def captured(tmp_path_factory):
         second.signal(signal.SIGTERM)
         assert second.exit_code() == 75, second.tail()
         assert [first.close(), second.close()] == [None, None]
-    return spool.path
 
 
 @pytest.fixture
