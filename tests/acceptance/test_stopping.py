@@ -86,7 +86,7 @@ def is_gone(process):
         return True
 
 
-def wait_gone(processes, deadline=5.0):
+def wait_gone(processes, deadline=10.0):
     """Wait until processes are gone, whoever reaps them."""
     end = time.monotonic() + deadline
     while left := [process for process in processes if not is_gone(process)]:
