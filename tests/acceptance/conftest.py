@@ -152,7 +152,9 @@ class SpoolFiles:
 
     def journal(self, event: str | None = None) -> list[dict[str, Any]]:
         files = sorted(self.path.glob("journal/*/*.jsonl"))
-        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        # A line without its end is being written at this moment: a reader can see the first part of a write.
+        whole = [file.read_text().rpartition("\n")[0] for file in files]
+        lines = [json.loads(line) for text in whole for line in text.splitlines()]
         return [line for line in lines if event in (None, line["event"])]
 
 

@@ -40,7 +40,7 @@ def report(outcome: Outcome) -> None:
         print("recover was asked for after " + " and ".join(f"{at:.1f} s" for at in calm.ticks))
     print(
         f"segments written {verdict.segments} = delivered {verdict.delivered} + owed {verdict.owed}"
-        f" + explained {verdict.explained}; sent twice {outcome.duplicates};"
+        f" + explained {verdict.explained}; unseen {verdict.unseen}; sent twice {outcome.duplicates};"
         f" journal lines {verdict.journal_lines}, torn {verdict.torn_lines}; decoded {outcome.decoded}"
     )
     for problem in outcome.problems:

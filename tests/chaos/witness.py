@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 PACKET = 188
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.01
+NICE = -10  # where that is allowed: what it does not see in time is gone
 QUIET_NS = 2_000_000_000  # a directory that did not change for so long is not listed again
 CLOSED = re.compile(r"([0-9]+)_[0-9TZ.]+_[0-9]+\.ts")
 OPEN = re.compile(r"([0-9]+)\.ts")
@@ -174,6 +175,8 @@ def main() -> None:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us with the run, which then stops us
+    with suppress(PermissionError):
+        os.nice(NICE)
     witness = Witness(spool, kept)
     while not stopping.wait(POLL_SECONDS):
         witness.look()
