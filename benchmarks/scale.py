@@ -20,7 +20,8 @@ from benchmarks.backlog import video
 from benchmarks.figures import environment, environment_lines, percentile, table, write_figures
 from benchmarks.processes import cpu_between, usage_of_tree
 from benchmarks.relay import wait_until
-from benchmarks.upload_path import Bench, bench, parse_size, waits, worker
+from benchmarks.upload_path import parse_size
+from benchmarks.upload_workers import Bench, bench, waits, worker
 from capture.handoff import Publisher, publisher_app, upload_message
 from capture.segment import open_name
 from capture.session import Session
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
     print(f"{environment_lines()}\n", flush=True)
-    with bench(options.processes) as ready, worker(ready) as process:
+    with bench(options.processes) as ready, worker(ready, children=options.processes) as process:
         counts = map(int, options.cameras.split(","))
         found = [measure(ready, process, cameras, options) for cameras in counts]
     rows = [

@@ -5,8 +5,6 @@ closing it: the signal may have left a connection half used, and closing can blo
 """
 
 import base64
-import hashlib
-import os
 import socket
 import ssl
 import sys
@@ -16,11 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 
+from capture.body import Content, DeadlineError, ShrunkError, pieces
 from capture.claim import Claim
 from capture.errors import ConfigError
 from capture.limiter import Limit, NoLimit
@@ -41,11 +39,12 @@ _SOCKET_OPTIONS = [
 ]
 # What the first use of a connection that the server closed in that very moment ends with.
 _CLOSED_MEANWHILE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-_HEADERS = {"User-Agent": "relay-capture", "Accept": "*/*", "Accept-Encoding": "identity"}
-
-
-class _DeadlineError(Exception):
-    """The attempt's time is up."""
+_HEADERS = {
+    "User-Agent": "relay-capture",
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+    "Connection": "keep-alive",
+}
 
 
 @dataclass(frozen=True)
@@ -80,20 +79,18 @@ class Ingest:
         self._settings = settings
         self._limit = limit or NoLimit()
         self._base = settings.url
-        # trust_env off: a proxy or .netrc in somebody's environment must not redirect video or keys,
-        # and looking for them costs 20 ms per client.
-        transport = httpx.HTTPTransport(
+        # The transport alone: a client around it would store cookies, follow logins, and take a tenth of the
+        # time of a small upload. trust_env off: a proxy or .netrc in somebody's environment must not redirect
+        # video or keys, and looking for them costs 20 ms.
+        self._transport = httpx.HTTPTransport(
             verify=tls or tls_context(settings.ca_file),
             trust_env=False,
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
             socket_options=_SOCKET_OPTIONS,
         )
-        self._client = httpx.Client(
-            transport=transport, trust_env=False, follow_redirects=False, headers=_HEADERS
-        )
 
     def close(self) -> None:
-        self._client.close()
+        self._transport.close()
 
     def send_segment(
         self, claim: Claim, token: str, *, answer_seconds: float | None = None, is_live: bool = True
@@ -105,13 +102,15 @@ class Ingest:
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
-        claim.file.seek(0)
-        digest = hashlib.file_digest(claim.file, "sha256")  # type: ignore[arg-type] # raw files do
+        try:
+            content = Content.read(claim.file, claim.size)
+        except ShrunkError as error:
+            return Outcome(Kind.TRANSIENT, 0, str(error)), ""
         segment = claim.segment
         headers = {
             "Content-Type": "video/mp2t",
             "Content-Length": str(claim.size),
-            "Content-Digest": f"sha-256=:{base64.b64encode(digest.digest()).decode()}:",
+            "Content-Digest": f"sha-256=:{base64.b64encode(content.digest).decode()}:",
             "Idempotency-Key": claim.idempotency_key,
             "X-Segment-Sequence": str(segment.sequence),
             "X-Segment-Start": segment.start_rfc3339,
@@ -119,12 +118,12 @@ class Ingest:
         }
 
         def body() -> Iterator[bytes]:
-            return _pieces(claim.file, claim.size, deadline, self._limit, is_live=is_live)
+            return pieces(content.chunks(), deadline, self._limit, is_live=is_live)
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
         timeout = httpx.Timeout(min(seconds, answer_seconds or seconds), connect=CONNECT_SECONDS)
         outcome = self._request("POST", url, token, headers=headers, body=body, timeout=timeout)
-        return outcome, digest.hexdigest()
+        return outcome, content.digest.hex()
 
     def register(self, payload: bytes, token: str) -> Outcome:
         """POST a camera's registration; 200 and 201 are OK, unless with a web page."""
@@ -140,17 +139,14 @@ class Ingest:
         )
 
     def end_stream(self, camera: str, token: str) -> Outcome:
-        """DELETE a camera's stream; that there is none is as good."""
+        """DELETE a camera's stream; that there is none is as good, a web page is not."""
         url = f"{self._base}/api/stream/ingest/{quote(camera)}"
-        return self._request("DELETE", url, token, headers={}, success=(204, 200, 202, 404))
+        return self._request("DELETE", url, token, headers={}, success=(204, 200, 202, 404), no_page=True)
 
     def knock(self, token: str, *, seconds: float) -> Answer:
         """GET the cameras: tells whether the cloud answers and knows the token, and changes nothing."""
-        request = self._client.build_request(
-            "GET",
-            f"{self._base}/api/cameras",
-            headers={"X-API-Key": token},
-            timeout=httpx.Timeout(seconds),
+        request = _request_of(
+            "GET", f"{self._base}/api/cameras", headers={"X-API-Key": token}, timeout=httpx.Timeout(seconds)
         )
         try:
             status, answer, text = self._exchange(request)
@@ -179,13 +175,13 @@ class Ingest:
             for _ in range(_MOST_REDIRECTS):
 
                 def request(url: str = url) -> httpx.Request:
-                    return self._client.build_request(
+                    return _request_of(
                         method,
                         url,
                         headers={**headers, "X-API-Key": token},
-                        content=body() if body else None,
                         timeout=timeout,
-                        extensions={"trace": used.see},
+                        content=body() if body else None,
+                        trace=used.see,
                     )
 
                 status, answer, text = self._exchange_for_sure(request, used)
@@ -194,8 +190,10 @@ class Ingest:
                     text = redact(text.decode("utf-8", "replace"), [token]).encode()
                     return classify(status, answer, text, success=allowed, no_page=no_page)
                 url = target
-        except _DeadlineError:
+        except DeadlineError:
             return deadline_passed()
+        except ShrunkError as error:
+            return Outcome(Kind.TRANSIENT, 0, str(error))
         except httpx.TransportError as error:
             timed_out = isinstance(error, httpx.TimeoutException)
             return Outcome(Kind.TRANSIENT, 0, _describe(error, token), timed_out=timed_out)
@@ -215,7 +213,7 @@ class Ingest:
         return self._exchange(request())
 
     def _exchange(self, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
-        response = self._client.send(request, stream=True)
+        response = self._transport.handle_request(request)
         try:
             text = b""
             # To its end, also where there is no body: only then is the connection used again.
@@ -245,18 +243,17 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
         ) from None
 
 
-def _pieces(file: BinaryIO, size: int, deadline: float, limit: Limit, *, is_live: bool) -> Iterator[bytes]:
-    """Yield exactly `size` bytes of a file, so that one that grows or shrinks cannot break the framing."""
-    offset = 0
-    while offset < size:
-        length = min(limit.piece(), size - offset)
-        if not limit.wait(length, is_live=is_live, until=deadline):
-            raise _DeadlineError
-        piece = os.pread(file.fileno(), length, offset)
-        if not piece:
-            raise httpx.WriteError("the segment file shrank while it was sent")
-        offset += len(piece)
-        yield piece
+def _request_of(
+    method: str,
+    url: str,
+    *,
+    headers: dict[str, str],
+    timeout: httpx.Timeout,
+    content: Iterator[bytes] | None = None,
+    trace: Callable[[str, object], None] | None = None,
+) -> httpx.Request:
+    extensions = {"timeout": timeout.as_dict(), **({"trace": trace} if trace else {})}
+    return httpx.Request(method, url, headers={**_HEADERS, **headers}, content=content, extensions=extensions)
 
 
 def _redirect_target(url: str, status: int, location: str) -> str | None:

@@ -15,6 +15,7 @@ LEAST_SHARE = 0.1  # of a capped line: what is left to the backlog beside new vi
 _TRANSIENT = {408, 425, 429}
 _FATAL = {401, 403}
 _CONFLICT = 409
+_REDIRECTION = 300
 _SERVER_ERROR = 500
 _LONGEST_REASON = 200
 
@@ -53,9 +54,10 @@ def classify(
 ) -> Outcome:
     """Return the outcome of an answer. `body` is its first few hundred bytes, quoted in the reason.
 
-    With `no_page` a web page is no success, whatever its status: it is a portal's, or a wrong address.
+    With `no_page` a web page is no success with a 2xx: it is a portal's, or a wrong address.
     """
-    is_page = no_page and headers.get("content-type", "").lower().startswith("text/html")
+    is_html = headers.get("content-type", "").lower().startswith("text/html")
+    is_page = no_page and is_html and status < _REDIRECTION
     if status in success and not is_page:
         return Outcome(Kind.OK, status, f"HTTP {status}")
     reason = describe(status, body)

@@ -250,11 +250,9 @@ class Stack:
         ]
 
         def start() -> Child:
-            # Only who sends to the cloud needs a key.
-            environment = {**self._environment}
-            if what != "worker":
-                environment.pop(f"{ENV_PREFIX}INGEST__TOKEN", None)
-            return Child(argv, env=environment, stdout=Stream.NULL, stderr=self._stderr)
+            return Child(
+                argv, env=environment_for(what, self._environment), stdout=Stream.NULL, stderr=self._stderr
+            )
 
         return Service(what, start, pulses=self._runtime_dir)
 
@@ -265,6 +263,13 @@ def _environment(settings: Settings, broker_url: str | None, as_json: bool) -> d
     if broker_url is not None:
         extra["RELAY_BROKER__URL"] = broker_url
     return {**child_environment(settings.secret_variables()), **settings.worker_environment(), **extra}
+
+
+def environment_for(what: str, common: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of one part: the cloud's key goes to the worker, Flower's login to Flower."""
+    not_its = () if what == "worker" else (f"{ENV_PREFIX}INGEST__TOKEN",)
+    foreign = () if what == "flower" else ("FLOWER_",)
+    return {key: value for key, value in common.items() if key not in not_its and not key.startswith(foreign)}
 
 
 def _level(verbose: bool) -> str:  # noqa: FBT001

@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 
+import capture.body
+from capture.body import Content
 from capture.claim import claim
 from capture.errors import ConfigError
 from capture.ingest import Ingest, _redirect_target, tls_context
-from capture.outcome import Kind
+from capture.outcome import Kind, Outcome
 from capture.settings import IngestSettings
 from capture.sink import Fault, Sink
 from capture.spool import Spool
@@ -119,7 +121,7 @@ def test_one_connection_serves_many_segments(sink, claimed, answer):
     ingest, used = client(sink.url), []
     for _ in range(5):
         assert ingest.send_segment(claimed, "T")[0].status in answer
-        used += ingest._client._transport._pool.connections
+        used += ingest._transport._pool.connections
     assert len(used) == 5
     assert all(each is used[0] for each in used)
 
@@ -218,23 +220,81 @@ def test_every_transport_error_of_httpx_is_an_outcome(claimed, monkeypatch):
         def fail(*_args, _error=error, **_kwargs):
             raise _error("words with s3cret")
 
-        monkeypatch.setattr(ingest._client, "send", fail)
+        monkeypatch.setattr(ingest._transport, "handle_request", fail)
         outcome, _ = ingest.send_segment(claimed, "s3cret")
         assert outcome.kind is Kind.TRANSIENT
         assert "s3cret" not in outcome.reason
 
 
-def test_a_segment_file_that_shrinks_in_mid_send_is_no_delivery(sink, claimed, monkeypatch):
-    real = hashlib.file_digest
+def cut_when_digested(monkeypatch, claimed):
+    """Have the file cut to one packet between its digest and its sending."""
+    real = Content.read
 
-    def digest_then_cut(file, name):
-        found = real(file, name)
-        os.truncate(claimed.file.fileno(), 188)
+    def read_then_cut(file, size):
+        found = real(file, size)
+        os.truncate(claimed.file.fileno(), len(PACKET))
         return found
 
-    monkeypatch.setattr(hashlib, "file_digest", digest_then_cut)
+    monkeypatch.setattr(Content, "read", read_then_cut)
+
+
+def test_what_was_digested_is_sent_also_when_the_file_shrinks_meanwhile(sink, claimed, monkeypatch):
+    cut_when_digested(monkeypatch, claimed)
+    outcome, sha256 = client(sink.url).send_segment(claimed, "T")
+    assert outcome.kind is Kind.OK
+    assert sha256 == hashlib.sha256(PACKET * 3000).hexdigest()
+    assert [receipt.path.read_bytes() for receipt in sink.receipts()] == [PACKET * 3000]
+
+
+def test_a_large_segment_is_not_kept_and_no_delivery_when_it_shrinks_in_mid_send(sink, claimed, monkeypatch):
+    monkeypatch.setattr(capture.body, "KEPT_BYTES", len(PACKET))
+    cut_when_digested(monkeypatch, claimed)
     assert client(sink.url).send_segment(claimed, "T")[0].kind is Kind.TRANSIENT
     assert sink.receipts() == []
+
+
+def test_a_large_segment_arrives_whole(sink, claimed, monkeypatch):
+    monkeypatch.setattr(capture.body, "KEPT_BYTES", len(PACKET))
+    outcome, sha256 = client(sink.url).send_segment(claimed, "T")
+    assert outcome.kind is Kind.OK
+    assert sha256 == hashlib.sha256(PACKET * 3000).hexdigest()
+    assert [receipt.path.read_bytes() for receipt in sink.receipts()] == [PACKET * 3000]
+
+
+def test_a_segment_file_that_shrank_before_it_was_read_is_no_delivery(sink, claimed):
+    os.truncate(claimed.file.fileno(), len(PACKET))
+    assert client(sink.url).send_segment(claimed, "T") == (
+        Outcome(Kind.TRANSIENT, 0, "the segment file shrank while it was sent"),
+        "",
+    )
+    assert sink.receipts() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "media", "kind"),
+    [
+        (200, "text/html", Kind.REJECTED),  # a portal's: the stream is not ended
+        (200, "application/json", Kind.OK),
+        (404, "text/html; charset=utf-8", Kind.OK),  # there is none, in the words of a web server
+    ],
+)
+def test_a_page_does_not_end_a_stream(sink, status, media, kind):
+    sink.faults.add(
+        Fault("status", method="DELETE", path="ingest", status=status, headers=(("Content-Type", media),))
+    )
+    assert client(sink.url).end_stream("door", "T").kind is kind
+
+
+def test_a_cookie_of_the_cloud_is_not_sent_back(sink, claimed):
+    sink.faults.add(Fault("status", status=503, headers=(("Set-Cookie", "track=1; Path=/"),)))
+    ingest = client(sink.url)
+    ingest.send_segment(claimed, "T")
+    sink.faults.clear()
+    seen = []
+    real = ingest._transport.handle_request
+    ingest._transport.handle_request = lambda request: seen.append(request.headers) or real(request)
+    assert ingest.send_segment(claimed, "T")[0].kind is Kind.OK
+    assert "cookie" not in seen[0]
 
 
 class _LimitError(Exception):

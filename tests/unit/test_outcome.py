@@ -75,6 +75,8 @@ def test_the_servers_words_are_quoted_short_printable_and_on_one_line():
         ("Mon, 01 Jun 2026 12:00:30 GMT", 30.0),
         ("Mon, 01 Jun 2026 11:00:00 GMT", 0.0),
         ("Mon, 01 Jun 2099 11:00:00 GMT", 3600.0),
+        ("Mon, 01 Jun 99999999999999999999 11:00:00 GMT", None),
+        ("Mon, 01 Jun 2026 11:00:00 +99999999999999", None),
     ],
 )
 def test_retry_after_is_read_as_seconds_or_a_date_and_bounded(text, seconds):
