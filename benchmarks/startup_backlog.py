@@ -1,7 +1,7 @@
 """What `up` costs at its start and afterwards when very many segments are owed.
 
-    .venv/bin/python benchmarks/startup_backlog.py [--segments 100000] [--cameras 8] [--seconds 60]
-                                                   [--ingest up|down] [--limit SHARE]
+    python -m benchmarks.startup_backlog [--segments 100000] [--cameras 8] [--seconds 60]
+                                         [--ingest up|down] [--limit SHARE]
 
 Makes the segments (ten packets each, in one dead session per camera), starts `up` with as many test cameras,
 and prints: seconds until every camera captures, until the first fresh segment is confirmed (`--ingest up`),
@@ -13,7 +13,6 @@ sets `spool.max_bytes` to a share of what is owed: 2 is far away, at 1 each new 
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.figures import environment, environment_lines, write_figures
 from capture.session import Session
 from capture.source import parse_source
 from capture.spool import Spool
@@ -117,7 +117,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--ingest", choices=["up", "down"], default="up")
     parser.add_argument("--limit", type=float)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
+    print(environment_lines(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), options)
 
@@ -134,12 +136,12 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         arguments = ["sink", "--port", str(port), "--dir", str(folder / "sink")]
         sink = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = folder / "up.log"
-    environment = {"RELAY_TOKEN": "benchmark", "RELAY_CLOUD": url, "RELAY_SPOOL": str(spool)}
+    variables = {"RELAY_TOKEN": "benchmark", "RELAY_CLOUD": url, "RELAY_SPOOL": str(spool)}
     began = time.monotonic()
     with log.open("wb") as file:
         up = subprocess.Popen(
             [COMMAND, "up", "--config", config, "--segment-duration", "2", "--drain-timeout", "0"],
-            env={**os.environ, **environment},
+            env={**os.environ, **variables},
             stderr=file,
         )
     meter = Meter(psutil.Process(up.pid))
@@ -147,13 +149,16 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         captured = wait(
             lambda: log.read_text().count("capture_running") >= options.cameras, meter, "all cameras capture"
         )
-        print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
         print(f"{options.segments} owed segments, {options.cameras} cameras, ingest {options.ingest}")
         print(f"every camera captures after {captured - began:.1f} s")
+        found: dict[str, float] = {"owed": options.segments, "captures": captured - began}
         if sink is not None:
             confirmed = wait(lambda: is_fresh_confirmed(spool), meter, "a fresh segment is confirmed")
             print(f"first fresh segment confirmed after {confirmed - began:.1f} s")
+            found["confirmed"] = confirmed - began
         follow(meter, options.seconds)
+        data = {"environment": environment(), "start": found, "peak_bytes": meter.peak}
+        write_figures(options.json, data)
     finally:
         up.send_signal(signal.SIGTERM)
         up.wait(60)

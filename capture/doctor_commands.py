@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capture.log import printable
-
 if TYPE_CHECKING:
     from capture.doctor import Check
 
@@ -78,4 +76,6 @@ def _lines(check: "Check") -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """Return text that cannot move a terminal's cursor: some of it comes from cameras and servers."""
+    from capture.log import printable  # noqa: PLC0415 - the log is half of what `--help` took
+
     return printable(text).replace("\n", " ")

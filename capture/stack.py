@@ -244,10 +244,11 @@ class Stack:
 
     def _celery(self, what: str, *options: str) -> Service:
         # -P and a working directory of our own: a tasks.py where the operator stands must not be ours.
-        argv = [
-            *(sys.executable, "-P", "-m", "celery", "--quiet"),
-            *("--workdir", str(self._runtime_dir), "-A", "tasks", what, *options),
-        ]
+        # Not by `celery`, which imports a shell and Flower into whatever it starts.
+        program = ["-m", "tasks.celery_command", str(self._runtime_dir)]
+        if what == "flower":
+            program = ["-m", "celery", "--quiet", "--workdir", str(self._runtime_dir), "-A", "tasks"]
+        argv = [sys.executable, "-P", *program, what, *options]
 
         def start() -> Child:
             return Child(

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,18 @@ def test_the_backlog_is_measured_by_what_live_leaves_of_the_line():
     }
     phase = live_first_report.Phase(backlog=True, waits=[1.0], overtaking=[], apart=[], **figures_of_it)
     assert phase.share(100.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("text", "size"), [("64KiB", 65_536), ("1.5MiB", 1_572_864)])
+def test_a_size_is_read(text, size):
+    assert figures.parse_size(text) == size
+
+
+def test_a_size_without_its_unit_is_refused():
+    with pytest.raises(ValueError, match="expected a size like"):
+        figures.parse_size("1500")
+
+
+def test_the_file_system_of_a_path_is_that_of_its_mount():
+    assert figures.file_system(Path("/proc/self")) == "proc"
+    assert figures.file_system(Path("/")) not in {"", "unknown"}

@@ -226,6 +226,7 @@ def test_the_judge_imports_nothing_of_what_it_judges(module):
     [
         ("/x/python /x/bin/relay-capture up --config c", "agent"),
         ("/x/python /x/bin/relay-capture run", "agent"),
+        ("/x/python -P -m tasks.celery_command /w worker -Q live,backlog", "worker"),
         ("/x/python -P -m celery --quiet --workdir /w -A tasks worker -Q live,backlog", "worker"),
         ("/x/python /x/bin/celery -A tasks beat", "beat"),
         ("/x/ffmpeg-linux-x86_64-v9.0.2 -nostdin", "ffmpeg"),
