@@ -155,13 +155,15 @@ class Bench:
                 stack.stop()
 
     def _live(self, stack: Stack, publisher: Publisher, *, seed: int, with_backlog: bool) -> Lived:
-        """Close segments for a time; those closed while it settles do not count."""
+        """Close segments for a time; those before one was confirmed and while it settles do not count."""
         dice = random.Random(seed)  # noqa: S311 - when segments close, the same for A and B
         every, names = self.options.every, CAMERAS[: self.options.live_cameras]
         cameras = [LiveCamera(self.spool, camera, every=every, dice=dice) for camera in names]
         closed: list[tuple[float, Key]] = []
         check_at = 0.0
-        begun = time.time() + self.options.settle
+        # Workers take seconds to start, on a busy machine many.
+        begun = time.time() + PATIENCE
+        is_settling = False
         while time.time() < begun + self.options.seconds:
             camera = min(cameras, key=lambda each: each.due)
             now = time.monotonic()
@@ -172,6 +174,8 @@ class Bench:
             else:
                 check_at = now + CHECK_SECONDS
                 stack.check()
+                if not is_settling and self._has_confirmed(closed):
+                    begun, is_settling = time.time() + self.options.settle, True
                 if with_backlog and self.backlog.is_gone():
                     break
         ended = time.time()
@@ -179,6 +183,9 @@ class Bench:
         for camera in cameras:
             camera.end()
         return Lived([key for at, key in closed if at >= begun], begun, ended)
+
+    def _has_confirmed(self, closed: Sequence[tuple[float, Key]]) -> bool:
+        return any(not (self.spool.root / session / segment).exists() for _, (session, segment) in closed)
 
     def _wait(self, closed: Sequence[Key], stack: Stack) -> None:
         """Wait for the last live segments, for some time."""

@@ -1,6 +1,7 @@
 """What all tiers share."""
 
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from capture.segment import SegmentName
 from capture.session import Owed, Session
 from capture.source import parse_source
 from capture.spool import Spool
+from tests.order import dealt
 
 pytest_plugins = ["tests.cameras.fixtures"]
 
@@ -23,6 +25,21 @@ settings.register_profile("relay", deadline=None)
 settings.load_profile("relay")
 
 PACKET = b"\x47" + b"\x1f\xff\x10" + b"\xff" * 184  # a null packet of a transport stream
+
+
+def pytest_configure() -> None:
+    """Hear ^C, for what is started inherits that: a shell makes deaf to it what it runs in its background."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put what takes long first where several processes run the tests."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        items[:] = dealt(items, worker["workercount"], node=lambda item: item.nodeid)
 
 
 class SteppedClock:

@@ -38,9 +38,13 @@ def audit(path, *words):
 
 
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory):
+def captured(once):
     """A spool with a session that was delivered but for one rejected segment, and one that is owed."""
-    base = tmp_path_factory.mktemp("captured")
+    return once("captured", capture) / "spool"
+
+
+def capture(base):
+    """Run `up` twice in a folder, for nine segments in its spool."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
     spool = SpoolFiles(base / "spool")
     with tempfile.TemporaryDirectory(prefix="acc-") as runtime, Sink(base / "sink", token=TOKEN) as sink:
@@ -68,7 +72,6 @@ def captured(tmp_path_factory):
         second.signal(signal.SIGTERM)
         assert second.exit_code() == 75, second.tail()
         assert [first.close(), second.close()] == [None, None]
-    return spool.path
 
 
 @pytest.fixture
@@ -244,8 +247,14 @@ def test_a_planted_damage_is_found(found, name):
     assert code == 1, out
     assert damage.says in out
     assert "NOT everything is accounted for" in out
-    as_json = json.loads(audit(found.path, "--json", *damage.words)[1])
-    assert as_json["ok"] is False
+
+
+def test_as_json_it_says_the_same(found):
+    assert json.loads(audit(found.path, "--json")[1])["ok"] is True
+    flip_a_byte_of_an_owed_file(found)
+    assert json.loads(audit(found.path, "--json")[1])["ok"] is True  # nobody asked for digests
+    code, out = audit(found.path, "--json", "--digests")
+    assert (code, json.loads(out)["ok"]) == (1, False)
 
 
 def test_a_clock_that_was_set_back_between_two_lines_is_no_fault(found):
@@ -276,10 +285,10 @@ def test_the_lines_of_a_day_that_a_clock_moved_to_another_file_are_no_fault(foun
 
 def test_a_relay_at_work_is_never_called_faulty(up, sink, spool):
     """Segments close, are rejected, retried and delivered while one audit after the other looks."""
-    for sequence in range(5, 200, 9):
+    for sequence in range(5, 200, 6):
         sink.faults.add(Fault("status", status=422, sequence=sequence))
         sink.faults.add(Fault("status", status=503, sequence=sequence + 2, count=1))
-    relay = up("test:320x180@25,14s", "--segment-duration", "0.5")
+    relay = up("test:320x180@25,9s", "--segment-duration", "0.5")
     relay.wait_for(lambda: spool.journal("closed"), "the first segment")
     answers = []
     while relay.poll() is None:

@@ -108,7 +108,7 @@ def test_sigkill_of_the_main_process_takes_its_children_along_and_leaves_the_mes
     assert len(children) >= 2
     process.process.kill()
     process.process.wait()
-    process.wait_for(lambda: all(map(is_gone, children)), "the children gone", deadline=5.0)
+    process.wait_for(lambda: all(map(is_gone, children)), "the children gone")
     assert waiting(broker)["unacked"] == 1
     assert owed(session) == [1]
 
@@ -123,7 +123,7 @@ def test_a_child_killed_in_mid_upload_costs_one_attempt(worker, broker, sink, se
     child.kill()
     process.wait_for(lambda: is_gone(child), "the child gone")
     sink.faults.remove(hang)
-    process.wait_for(lambda: not owed(session), "the segment", deadline=10.0)
+    process.wait_for(lambda: not owed(session), "the segment")
     assert arrived(sink) == [1]
     process.wait_for(lambda: not any(waiting(broker).values()), "nothing left in the broker")
 
@@ -252,7 +252,7 @@ def test_a_retry_that_cannot_be_published_leaves_its_message_with_the_broker(wor
     process = worker("-c", "1", changed=NO_RETRY_CAN_BE_PUBLISHED)
     process.wait_ready()
     send(1)
-    process.wait_for(lambda: not owed(session), "the segment, without a recovery", deadline=10.0)
+    process.wait_for(lambda: not owed(session), "the segment, without a recovery")
     assert arrived(sink) == [1]
 
 
@@ -314,7 +314,7 @@ def test_a_task_that_no_soft_limit_ends_is_ended_by_the_hard_one_and_its_segment
     process.wait_for(in_hand(sink, broker, 1), "an upload in hand")
     [child] = process.children()
     child.suspend()
-    process.wait_for(lambda: is_gone(child), "the child is ended", deadline=10.0)
+    process.wait_for(lambda: is_gone(child), "the child is ended")
     process.wait_for(lambda: waiting(broker) == NOTHING, "its message goes")
     process.wait_for(lambda: len(process.children()) == 1, "another child")
     sink.faults.remove(hang)
@@ -369,7 +369,7 @@ def test_a_worker_that_is_connected_and_deaf_ends_itself_with_its_children(worke
     send(2, 3)  # the first of them is heard: the worker listens already
     assert process.process.wait(DEADLINE) == 70, process.log
     assert "worker_deaf" in process.log
-    process.wait_for(lambda: all(map(is_gone, family)), "the children gone", deadline=5.0)
+    process.wait_for(lambda: all(map(is_gone, family)), "the children gone")
     assert send.spool.owed_count() >= 1
     (tmp_path / "deaf").unlink()
     worker("-c", "2")
@@ -394,7 +394,7 @@ def test_a_worker_that_waits_for_its_broker_shows_its_pulse_and_comes_back_soon(
     process = worker("-c", "1")
     process.wait_for(lambda: process.log.count("Cannot connect") >= 4, "some tries")  # each waits longer
     [pulse] = pulses(send.spool.state)
-    assert pulse.age < 6.0
+    assert pulse.age < 10.0
     broker.start()
     began = time.monotonic()
     process.wait_ready()

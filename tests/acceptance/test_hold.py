@@ -12,7 +12,7 @@ from tests.acceptance.test_audit import audit
 
 NEW_TOKEN = "made-up-token-of-tomorrow"
 IN_FLIGHT = 3  # uploads and the like that may be under way when the token is revoked
-SECONDS_TO_RESUME = 10.0  # from the token file to nothing held back; recover looks every 5 s
+SECONDS_TO_RESUME = 15.0  # from the token file to nothing held back; recover looks every 5 s
 
 
 @contextmanager
@@ -27,14 +27,14 @@ def refusals(events):
     return [event for event in events if event.status == 401]
 
 
-@pytest.mark.parametrize("revoked_for", [4.0, 20.0])
+@pytest.mark.parametrize("revoked_for", [4.0, 18.0])
 def test_a_new_token_sends_all_within_seconds_and_the_old_one_knocks_once_per_interval(
     up, sink, spool, tmp_path, *, events, revoked_for
 ):
     """With an interval far longer than what may pass, after a short revocation and after a long one."""
     token_file = tmp_path / "token"
     token_file.write_text(f"{TOKEN}\n")
-    interval = 8.0 if revoked_for > 8.0 else 30.0
+    interval = 10.0 if revoked_for > 10.0 else 30.0
     relay = up(
         "test:320x180@25",
         *("--token-file", token_file, "--on-refused", "hold"),
@@ -70,5 +70,5 @@ def test_a_new_token_sends_all_within_seconds_and_the_old_one_knocks_once_per_in
     code, out = audit(spool.path)
     assert code == 0, out
     found = f"{knocks} knocks; the first of {len(held)} after {first:.1f} s, all after {all_sent:.1f} s"
-    assert first < 3.0, f"another token is not held back by the first one's refusal: {found}"
+    assert first < interval / 2, f"another token is not held back by the first one's refusal: {found}"
     assert all_sent < SECONDS_TO_RESUME, found

@@ -86,7 +86,7 @@ def test_no_message_harms_a_worker_or_a_file(worker, broker, sink, session, *, s
     assert processes == {process.process.pid, *(child.pid for child in process.children())}
 
     send(1)
-    process.wait_for(lambda: [r.sequence for r in sink.receipts()] == [1], "a good segment", deadline=5.0)
+    process.wait_for(lambda: [r.sequence for r in sink.receipts()] == [1], "a good segment")
 
 
 @pytest.mark.parametrize("count", [3000])
@@ -99,4 +99,4 @@ def test_thousands_of_a_kind_are_one_line(worker, broker, sink, send, *, count):
         process.wait_for(lambda: not client.llen(LIVE) and not client.hlen("unacked"), "all are refused")
     assert process.log[said:].count("\n") == 1, process.log[said:]
     send(1)
-    process.wait_for(lambda: [r.sequence for r in sink.receipts()] == [1], "a good segment", deadline=5.0)
+    process.wait_for(lambda: [r.sequence for r in sink.receipts()] == [1], "a good segment")

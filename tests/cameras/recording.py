@@ -168,7 +168,8 @@ def picture_numbers(ffmpeg: str, files: list[Path], size: tuple[int, int] = (320
 
 
 def _numbers(ffmpeg: str, file: Path, width: int, height: int) -> list[int]:
-    command = [ffmpeg, "-nostdin", "-v", "error", "-i", str(file), "-fps_mode", "passthrough"]
+    # The form is told: a segment that a stop cut to a picture or two has too few packets to be guessed by.
+    command = [ffmpeg, "-nostdin", "-v", "error", "-f", "mpegts", "-i", str(file), "-fps_mode", "passthrough"]
     command += ["-f", "rawvideo", "-pix_fmt", "gray", "-"]
     raw = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
     block = width // BITS

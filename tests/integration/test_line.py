@@ -10,6 +10,7 @@ import pytest
 from benchmarks.line import line_process
 
 DONE = b"."
+TRIES = 6
 
 
 class Receiver:
@@ -56,10 +57,32 @@ def connected(port: int):
 
 def send(client: socket.socket, size: int) -> float:
     """Send, wait for the answer, return the seconds."""
+    content = bytes(size)
     began = time.monotonic()
-    client.sendall(bytes(size))
+    client.sendall(content)
     assert client.recv(1) == DONE
     return time.monotonic() - began
+
+
+def send_anew(port: int, size: int) -> float:
+    """Do the same on a new connection; its making counts."""
+    began = time.monotonic()
+    with connected(port) as client:
+        send(client, size)
+        return time.monotonic() - began
+
+
+def quickest(measure, expected, tolerance):
+    """Measure until it took about what was expected, a few times at most; return the shortest.
+
+    Others at work on the machine make a line slower, never faster: too quick is wrong at the first try.
+    """
+    best = measure()
+    for _ in range(TRIES - 1):
+        if best <= expected * (1 + tolerance):
+            break
+        best = min(best, measure())
+    return best
 
 
 @pytest.mark.parametrize("rate", [250_000, 2_500_000, 12_500_000])
@@ -70,39 +93,45 @@ def test_the_rate_is_held(rate):
         line_process(there.port, rate=rate, rtt=0.0) as port,
         connected(port) as client,
     ):
-        assert send(client, size) == pytest.approx(1.0, rel=0.05)
+        assert quickest(lambda: send(client, size), 1.0, 0.05) == pytest.approx(1.0, rel=0.05)
 
 
 def test_a_round_trip_takes_its_time_and_a_new_connection_one_more():
-    with receiver(1) as there, line_process(there.port, rate=0, rtt=0.1) as port, connected(port) as client:
-        first = send(client, 1)
-        later = min(send(client, 1) for _ in range(5))
+    with receiver(1) as there, line_process(there.port, rate=0, rtt=0.1) as port:
+        first = quickest(lambda: send_anew(port, 1), 0.2, 0.1)
+        with connected(port) as client:
+            send(client, 1)
+            later = quickest(lambda: send(client, 1), 0.1, 0.1)
     assert 0.198 < first < 0.26
     assert 0.099 < later < 0.115
 
 
 def test_a_long_round_trip_does_not_slow_the_rate_down():
     size = rate = 1_250_000
-    with (
-        receiver(size) as there,
-        line_process(there.port, rate=rate, rtt=0.2) as port,
-        connected(port) as client,
-    ):
-        assert send(client, size) == pytest.approx(1.4, rel=0.05)
+    with receiver(size) as there, line_process(there.port, rate=rate, rtt=0.2) as port:
+        assert quickest(lambda: send_anew(port, size), 1.4, 0.05) == pytest.approx(1.4, rel=0.05)
 
 
 def test_two_uploads_share_the_line_and_a_small_one_is_not_behind_a_large_one():
     rate = 1_250_000
+    size = rate // 4  # alone a quarter of a second
     with (
-        receiver(rate // 4) as there,
+        receiver(size) as there,
         line_process(there.port, rate=rate, rtt=0.0) as port,
         ExitStack() as stack,
     ):
         large, small = (stack.enter_context(connected(port)) for _ in range(2))
-        busy = threading.Thread(target=lambda: [send(large, rate // 4) for _ in range(8)])
+        over = threading.Event()
+
+        def keep_busy():  # without a pause for answers, in which the small one would be alone
+            while not over.is_set():
+                large.sendall(bytes(size))
+
+        busy = threading.Thread(target=keep_busy)
         busy.start()
-        time.sleep(0.3)
-        took = send(small, rate // 4)  # alone a quarter of a second
+        assert large.recv(1) == DONE
+        took = quickest(lambda: send(small, size), 0.5, 0.15)
+        over.set()
         busy.join()
     assert took == pytest.approx(0.5, rel=0.15)
 
@@ -112,16 +141,20 @@ def test_all_connections_together_have_the_rate_once():
     with (
         receiver(rate // 4) as there,
         line_process(there.port, rate=rate, rtt=0.02) as port,
-        ExitStack() as stack,
     ):
-        clients = [stack.enter_context(connected(port)) for _ in range(4)]
-        threads = [threading.Thread(target=send, args=(client, rate // 4)) for client in clients]
-        began = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert time.monotonic() - began == pytest.approx(1.04, rel=0.06)
+
+        def all_together():
+            with ExitStack() as stack:
+                began = time.monotonic()
+                clients = [stack.enter_context(connected(port)) for _ in range(4)]
+                threads = [threading.Thread(target=send, args=(client, rate // 4)) for client in clients]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                return time.monotonic() - began
+
+        assert quickest(all_together, 1.04, 0.06) == pytest.approx(1.04, rel=0.06)
 
 
 def test_bytes_come_through_unchanged_and_the_end_too():

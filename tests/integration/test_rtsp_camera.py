@@ -131,7 +131,7 @@ def test_a_camera_without_video_is_told_from_one_that_does_not_answer(rtsp_camer
 
 def pictures(ffmpeg, path):
     """Return the codec and the sizes of what a decoder finds in a segment."""
-    command = [ffmpeg, "-nostdin", "-hide_banner", "-i", path, "-f", "null", "-"]
+    command = [ffmpeg, "-nostdin", "-hide_banner", "-f", "mpegts", "-i", path, "-f", "null", "-"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     said = done.stderr
     assert done.returncode == 0, said
