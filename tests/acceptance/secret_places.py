@@ -32,7 +32,7 @@ def role_of(command_line: bytes) -> str:
     """Tell what a process of ours is from its command line."""
     words = command_line.split(b"\0")
     for what in (b"worker", b"beat", b"flower"):
-        if what in words and (b"tasks" in words):
+        if what in words and {b"tasks", b"tasks.celery_command"} & set(words):
             return what.decode()
     if any(b"/leash.py" in word for word in words):
         words = words[words.index(b"--") + 1 :] if b"--" in words else words

@@ -89,6 +89,7 @@ def test_a_secret_is_found_on_a_command_line_and_in_an_environment(maker, search
     ("line", "role"),
     [
         (b"/v/bin/python\0-P\0-m\0celery\0-A\0tasks\0worker\0-Q\0live", "worker"),
+        (b"/v/bin/python\0-P\0-m\0tasks.celery_command\0/tmp/relay-capture-1\0worker\0-Q\0live", "worker"),
         (
             b"/v/bin/python\0-I\0-S\0/x/leash.py\09\0001\0--\0/v/bin/python\0-m\0celery\0-A\0tasks\0beat",
             "beat",
