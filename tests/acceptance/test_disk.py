@@ -257,8 +257,8 @@ def test_a_full_disk_costs_what_the_journal_says_and_all_goes_on_by_itself(
         assert verdict.problems == []
         assert verdict.delivered + verdict.explained > before
         assert verdict.explained == len(spool.journal("dropped"))
-        if min_free == "0":
-            assert spool.journal("dropped") == []
+        # Also without a floor: who looks before ffmpeg meets the full disk makes room for what is written.
+        assert {line["reason"] for line in spool.journal("dropped")} <= {"no room: spool.min_free"}
         causes = Counter(line["cause"] for line in spool.journal("gap"))
         assert causes["the disk is full"] >= 1, causes
 

@@ -211,8 +211,8 @@ def _key(path: Path) -> Key:
 def decoding_problems(paths: Iterable[Path], ffmpeg: str) -> Iterator[str]:
     """Decode segments, each by itself: as many frames must come out as were put in, and no complaint."""
     for path in paths:
-        argv = [ffmpeg, "-nostdin", "-v", "warning", "-i", str(path), "-fps_mode", "passthrough"]
-        argv += ["-map", "0:v", "-f", "framecrc", "-"]
+        argv = [ffmpeg, "-nostdin", "-v", "warning", "-f", "mpegts", "-i", str(path)]
+        argv += ["-fps_mode", "passthrough", "-map", "0:v", "-f", "framecrc", "-"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         frames = sum(1 for line in done.stdout.splitlines() if line[:1] not in {"#", ""})
         written = frames_written(path.read_bytes())
