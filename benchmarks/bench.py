@@ -61,6 +61,7 @@ RUNS = (
     _run("startup_backlog", "--seconds 30", "--seconds 5"),
     _run("live_first", "--repeat 2", None),
 )
+PRINTED = ("upload_path", "wan", "wan_outage", "rate_cap", "many_cameras")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,12 @@ def read_results(folder: Path) -> dict[str, Any]:
     """Return what was measured, by the name of the run, in the order of the table."""
     files = {run.name: folder / f"{run.name}.json" for run in RUNS}
     return {name: json.loads(path.read_text("utf-8")) for name, path in files.items() if path.exists()}
+
+
+def read_printed(folder: Path) -> dict[str, str]:
+    """Return what runs printed whose words are tables."""
+    files = {name: folder / f"{name}.txt" for name in PRINTED}
+    return {name: path.read_text("utf-8") for name, path in files.items() if path.exists()}
 
 
 def read_options(folder: Path) -> dict[str, str]:
@@ -163,7 +170,8 @@ def main() -> int:
         sys.exit(f"--only: {error}")
     failed = measure(runs, options.output, is_quick=options.quick)
     results = read_results(options.output)
-    shown = tables(results, read_options(options.output), failed)
+    printed = {name: text for name, text in read_printed(options.output).items() if name in results}
+    shown = tables(results, read_options(options.output), failed, printed)
     print(f"{time.monotonic() - began:.0f} s in all; figures and words in {options.output}\n\n{shown}")
     if options.write_docs:
         write_page(PAGE, shown)

@@ -19,14 +19,21 @@ def page(text: str, tables: str) -> str:
     return f"{before}{BEGIN}\n{tables.strip()}\n{END}{rest.split(END)[1]}"
 
 
-def tables(results: Results, options: Mapping[str, str], failed: Mapping[str, str]) -> str:
+def tables(
+    results: Results,
+    options: Mapping[str, str],
+    failed: Mapping[str, str],
+    printed: Mapping[str, str] | None = None,
+) -> str:
     """Return everything that is shown.
 
-    `options` are what each run was given, by name; `failed` says what became of those without a result.
+    `options` are what each run was given, by name; `failed` says what became of those without a result;
+    `printed` is what a run said, where that is a table by itself.
     """
     parts = [_environments(results), _targets(results)]
     if failed:
         parts.append("\n".join(f"- `{name}` gave no figures: {why}" for name, why in failed.items()))
+    parts += [f"### {name}\n\n```text\n{text.strip()}\n```" for name, text in (printed or {}).items()]
     if "costs" in results:
         parts.append("### What each part of a safe delivery costs\n\n" + _costs(results["costs"]))
     if "scale" in results:

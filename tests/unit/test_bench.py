@@ -214,6 +214,11 @@ def test_a_page_without_a_place_for_the_tables_is_left_alone(text):
         bench_report.page(text, "new")
 
 
+def test_what_a_run_printed_stands_as_it_is():
+    shown = bench_report.tables({}, {}, {}, {"wan": "rtt | share\n80 | 53 %\n"})
+    assert "### wan\n\n```text\nrtt | share\n80 | 53 %\n```" in shown
+
+
 def test_the_page_has_a_place_for_the_tables():
     text = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
     assert "\nnew\n" in bench_report.page(text, "new")
