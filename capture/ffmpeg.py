@@ -45,7 +45,7 @@ __all__ = [
 
 Audio = Literal["off", "copy", "aac"]
 
-# Seconds between two reports of ffmpeg. Only then does it look for a SIGTERM, so that two would delay each stop.
+# Seconds between two reports of ffmpeg. Only then it looks for a SIGTERM: two would delay each stop.
 REPORT_SECONDS = 1
 # Below the 15 s within which a stalled camera must be noticed.
 _NETWORK_TIMEOUT_US = 10_000_000

@@ -106,7 +106,7 @@ def test_each_fault_is_noticed_within_fifteen_seconds_and_called_by_its_name(fau
 
 @pytest.mark.parametrize("ago", [0.0, 0.5, 1.0])
 def test_a_camera_that_stops_is_noticed_in_time_however_long_ago_ffmpeg_told_of_it(ago):
-    watchdog = Watchdog(0.0, LIVE)
+    watchdog = Watchdog(0.0, Expectations(segment_seconds=10.0, is_live=True))
     stop = 12.0 - ago
 
     def act(now):
