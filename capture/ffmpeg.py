@@ -45,8 +45,8 @@ __all__ = [
 
 Audio = Literal["off", "copy", "aac"]
 
-# Seconds between two reports of ffmpeg. Each wakes the agent; but no new frame must be noticed within 15 s.
-REPORT_SECONDS = 2
+# Seconds between two reports of ffmpeg. Only then it looks for a SIGTERM: two would delay each stop.
+REPORT_SECONDS = 1
 # Below the 15 s within which a stalled camera must be noticed.
 _NETWORK_TIMEOUT_US = 10_000_000
 # A copied key frame may come this share of a segment before the border and still begin the next

@@ -13,8 +13,9 @@ from capture.settings import child_environment
 from capture.watch import Watch
 
 TICK_SECONDS = 0.5
-# While reports come and tell of new frames, the watch is asked with each of them, and needs no other waking.
-LATEST_TICK_SECONDS = REPORT_SECONDS + 1.0
+# While reports come and tell of new frames, the watch is asked with every second one, and not woken for more.
+GOOD_TICK_SECONDS = 1.5 * REPORT_SECONDS
+LATEST_TICK_SECONDS = 3.0 * REPORT_SECONDS
 SHORT_TICK_SECONDS = 0.05
 STOP_GRACE_SECONDS = 3.0
 _STUCK_SECONDS = 10.0
@@ -25,8 +26,8 @@ log = structlog.get_logger()
 class Run:
     """One ffmpeg. `go` returns when it is gone; `stop` may be called from any thread.
 
-    `watch` gets what ffmpeg says and reports, and is asked what is wrong: with each report that tells of new
-    frames, else twice a second. ffmpeg does not inherit the `hidden` variables.
+    `watch` gets what ffmpeg says and reports, and is asked what is wrong: every two seconds while there are
+    new frames, else twice a second. ffmpeg does not inherit the `hidden` variables.
     """
 
     def __init__(self, command: Command, *, clock: Clock, watch: Watch, hidden: Collection[str] = ()) -> None:
@@ -86,7 +87,7 @@ class Run:
             if now >= tick_at or self._watch.complaint:
                 complaint = self._watch.tick()
                 has_news, frames = self._watch.frames > frames, self._watch.frames
-                tick_at = now + TICK_SECONDS
+                tick_at = now + (GOOD_TICK_SECONDS if has_news else TICK_SECONDS)
                 wake_at = now + (LATEST_TICK_SECONDS if has_news else TICK_SECONDS)
             if self._stopping.is_set() or complaint:
                 on_ending()

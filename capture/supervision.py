@@ -15,8 +15,8 @@ FIRST_FRAME_SECONDS = 14.0
 # Seconds to wait for a first frame, by the number of tries that had none; then from the first again.
 FIRST_FRAME_TRIES = (FIRST_FRAME_SECONDS, FIRST_FRAME_SECONDS, 35.0, 65.0, 125.0)
 FIRST_FRAME_MARGIN = 5.0
-STALL_SECONDS = 9.5  # after the report that told of the last frame, which came up to two seconds later
-SILENT_SECONDS = 9.5  # in which ffmpeg reports at least four times
+STALL_SECONDS = 10.0
+SILENT_SECONDS = 10.0  # ten reports of ffmpeg
 LONGEST_TICK = 5.0  # a watchdog that was not asked for longer was asleep
 SHORTEST_KEY_WAIT = 12.0
 LONGEST_KEY_WAIT = 120.0  # seconds without a key frame that are a fault for any camera
@@ -28,7 +28,6 @@ TOLERATED_DRIFT = 0.01  # seconds per second; a bad quartz is off by 0.0001
 MOST_RUNAWAYS = 3
 TOLERATED_RUNAWAY = 3.0
 LARGEST_DRIFT = 2.0
-FELL_SILENT_SECONDS = 4.0  # without a report of new frames; such reports come every two seconds
 NO_FIRST_FRAME = "no first frame"
 NO_KEY_FRAME = "no key frame"
 TIMES_AHEAD = "its times run ahead of the clock"
@@ -134,7 +133,7 @@ class Watchdog:
         return now - self._moved_at if self._frames else 0.0
 
     def hear(self, now: float) -> None:
-        """Note that ffmpeg said something: it does so every two seconds, frames or not."""
+        """Note that ffmpeg said something: it does so every second, frames or not."""
         self._heard_at = now
 
     def see(self, frames: int, now: float, out_time: float | None = None) -> None:
@@ -251,7 +250,7 @@ class Timeline:
         if not self.paced:
             return self.begun_at + timedelta(seconds=start)
         zero = closed_at - timedelta(seconds=end)
-        if last_frame_ago > FELL_SILENT_SECONDS and (self._zero is None or self._is_off(zero)):
+        if last_frame_ago > LARGEST_DRIFT and (self._zero is None or self._is_off(zero)):
             zero -= timedelta(seconds=last_frame_ago)
         if self._zero is None or self._is_off(zero):
             self._zero = zero

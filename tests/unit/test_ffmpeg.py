@@ -44,7 +44,7 @@ def test_an_rtsp_camera_is_copied_and_its_url_is_in_the_script_alone():
     pts = "if(eq(PTS,NOPTS),if(eq(NEXT_PTS,NOPTS),DTS,NEXT_PTS-DURATION),PTS)"
     assert made.argv == [
         *("ffmpeg", "-hide_banner", "-nostdin"),
-        *("-nostats", "-progress", "pipe:1", "-stats_period", "2"),
+        *("-nostats", "-progress", "pipe:1", "-stats_period", "1"),
         *("-loglevel", "level+warning"),
         *("-f", "concat", "-safe", "0"),
         *("-protocol_whitelist", "pipe,rtp,srtp,udp,tcp,tls", "-i", "pipe:0"),
