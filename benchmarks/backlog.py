@@ -48,6 +48,7 @@ class Backlog:
         content: bytes,
         seconds: float,
         age: timedelta = AGE,
+        sessions_each: int = SESSIONS_PER_CAMERA,
     ) -> None:
         self._root = root
         self._parked = parked
@@ -55,6 +56,7 @@ class Backlog:
         self._content = content
         self._seconds = seconds
         self._age = age
+        self._sessions_each = sessions_each
         self.sessions: list[SessionName] = []
         self.made = 0
         parked.mkdir(exist_ok=True)
@@ -64,7 +66,7 @@ class Backlog:
         spool = Spool.open(self._root)
         share = count // len(self._cameras)
         missing = {camera: share - self._owed(spool, camera) for camera in self._cameras}
-        for left in range(SESSIONS_PER_CAMERA, 0, -1):
+        for left in range(self._sessions_each, 0, -1):
             for camera in self._cameras:
                 count = missing[camera] // left
                 self._session(camera, count)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.line --to 127.0.0.1:8080 --rate 20Mbit --rtt 0.02
 
-prints the port it listens on, and ends when its standard input does.
+prints the port it listens on, and ends when its standard input does. A line `shut` there cuts it, and with it
+every connection; `open` mends it.
 
 All connections share one upstream. It takes one small piece at a time, connections in turn, so that two
 uploads get half each; a piece of n bytes holds it for n / rate seconds. Then the piece travels for half a
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 from benchmarks.figures import ROOT
 
@@ -31,6 +33,8 @@ PIECE_SECONDS = 0.002  # how long one piece may hold the line
 SMALLEST_PIECE, LARGEST_PIECE = 1024, 64 * 1024
 PIECES_AHEAD = 4  # read before the line is free for them, so that it is never idle for want of a reader
 UNDERWAY_BYTES = 1024 * 1024  # of one connection, beyond what the line holds: a receive window
+# What the kernel holds before the line. Left to itself it grows to megabytes: a queue that no router has.
+RECEIVE_BYTES = 64 * 1024
 _UNITS = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
@@ -70,11 +74,14 @@ class Line:
         self._turns: deque[_Lane] = deque()
         self._connections: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
+        self._is_shut = False
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[int]:
         """Listen on a free port and give it."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=self._piece)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)  # accepted ones inherit it
+        server = await asyncio.start_server(self._accept, sock=listener, limit=self._piece)
         upstream = asyncio.create_task(self._send())
         try:
             yield server.sockets[0].getsockname()[1]
@@ -83,6 +90,17 @@ class Line:
             for task in (upstream, *self._connections):
                 task.cancel()
             await asyncio.gather(upstream, *self._connections, return_exceptions=True)
+
+    def shut(self) -> None:
+        """Cut every connection, and each new one at once."""
+        self._is_shut = True
+        for task in self._connections:
+            task.cancel()
+        self._turns.clear()
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self._is_shut = False
 
     async def _send(self) -> None:
         """Be the upstream: one piece at a time, for as long as it takes.
@@ -105,6 +123,9 @@ class Line:
             lane.forth.put_nowait((data, free_at + self._rtt / 2))
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_shut:
+            writer.transport.abort()
+            return
         task = asyncio.create_task(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
@@ -183,9 +204,27 @@ async def _until(moment: float) -> None:
         await asyncio.sleep(wait)
 
 
+class RunningLine:
+    """A line that is a process of its own, as its parent sees it."""
+
+    def __init__(self, port: int, orders: IO[str]) -> None:
+        self.port = port
+        self._orders = orders
+
+    def shut(self) -> None:
+        self._order("shut")
+
+    def mend(self) -> None:
+        self._order("open")
+
+    def _order(self, word: str) -> None:
+        self._orders.write(f"{word}\n")
+        self._orders.flush()
+
+
 @contextmanager
-def line_process(port: int, *, rate: float, rtt: float) -> Iterator[int]:
-    """Run a line to a port of this machine as a process of its own; give the port it listens on."""
+def running_line(port: int, *, rate: float, rtt: float) -> Iterator[RunningLine]:
+    """Run a line to a port of this machine as a process of its own."""
     command = [sys.executable, "-m", "benchmarks.line", "--to", f"127.0.0.1:{port}"]
     command += ["--rate", f"{rate * 8:.0f}", "--rtt", str(rtt)]
     with subprocess.Popen(
@@ -194,7 +233,7 @@ def line_process(port: int, *, rate: float, rtt: float) -> Iterator[int]:
         assert process.stdin is not None  # noqa: S101 - for the type checker
         assert process.stdout is not None  # noqa: S101
         try:
-            yield int(process.stdout.readline())
+            yield RunningLine(int(process.stdout.readline()), process.stdin)
         finally:
             process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -202,17 +241,28 @@ def line_process(port: int, *, rate: float, rtt: float) -> Iterator[int]:
             process.kill()
 
 
+@contextmanager
+def line_process(port: int, *, rate: float, rtt: float) -> Iterator[int]:
+    """Run a line, and give the port it listens on."""
+    with running_line(port, rate=rate, rtt=rtt) as line:
+        yield line.port
+
+
 async def _run(options: argparse.Namespace) -> None:
     host, _, port = options.to.rpartition(":")
     loop, over = asyncio.get_running_loop(), asyncio.Event()
 
-    def wait_for_end() -> None:
-        sys.stdin.read()
+    line = Line(host, int(port), rate=options.rate, rtt=options.rtt)
+
+    def obey() -> None:
+        orders = {"shut": line.shut, "open": line.mend}
+        for word in sys.stdin:
+            loop.call_soon_threadsafe(orders[word.strip()])
         loop.call_soon_threadsafe(over.set)
 
-    async with Line(host, int(port), rate=options.rate, rtt=options.rtt).open() as listening:
+    async with line.open() as listening:
         print(listening, flush=True)
-        threading.Thread(target=wait_for_end, daemon=True).start()
+        threading.Thread(target=obey, daemon=True).start()
         await over.wait()
 
 

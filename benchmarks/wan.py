@@ -1,6 +1,7 @@
 """Segments over a line with a round-trip time, a limited rate and TLS: what keeping the connection is worth.
 
-    python -m benchmarks.wan [--rate 20Mbit] [--rtts 0.02,0.08,0.2] [--size 256KiB] [--segments 40]
+    python -m benchmarks.wan [--rate 20Mbit] [--rtts 0.02,0.08,0.2] [--size 262144] [--segments 40]
+    python -m benchmarks.wan --outage    # after an outage: benchmarks/wan_outage.py
 
 The same segments, one after the other, (a) by the relay's client, which keeps its connection, (b) by the same
 client made anew for each segment, as a relay does that opens a connection each time, (c) by two and three
@@ -10,17 +11,19 @@ a real one costs (b) more.
 """
 
 import argparse
-import subprocess
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 from benchmarks.backlog import video
+from benchmarks.certificate import certificate
 from benchmarks.discard import discarding
 from benchmarks.figures import MIB, environment, environment_lines, spread, table, write_figures
 from benchmarks.line import line_process, parse_rate
 from benchmarks.rate_cap import segments
+from benchmarks.wan_outage import show_outages
 from capture.claim import claim
 from capture.ingest import Ingest, tls_context
 from capture.segment import SegmentName, SessionName
@@ -28,18 +31,6 @@ from capture.settings import IngestSettings
 from capture.spool import Spool
 
 WAYS = {"kept": 1, "new for each": 1, "kept, two at once": 2, "kept, three at once": 3}
-
-
-def certificate(folder: Path) -> Path:
-    """Make a certificate for this machine's own address; return the PEM file with it and its key."""
-    key, cert, both = folder / "key.pem", folder / "cert.pem", folder / "both.pem"
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    subprocess.run(
-        [*command, "-days", "2", *names, "-keyout", key, "-out", cert], check=True, capture_output=True
-    )
-    both.write_bytes(cert.read_bytes() + key.read_bytes())
-    return both
 
 
 class Sender:
@@ -98,19 +89,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, li
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rate", type=parse_rate, default="20Mbit", help="of the line, upstream  [20Mbit]")
-    parser.add_argument(
-        "--rtts", type=lambda text: [float(each) for each in text.split(",")], default="0.02,0.08,0.2"
-    )
-    parser.add_argument("--size", type=int, default=MIB // 4, help="of a segment, in bytes  [262144]")
-    parser.add_argument("--segments", type=int, default=40, help="for each measurement  [40]")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds  [3]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
-    options = parser.parse_args()
+def main() -> int:
+    options = _options()
+    if options.outage:
+        return show_outages(options)
     print(f"{environment_lines()}\n{options.rate * 8 / 1e6:g} Mbit/s, {options.segments} segments, TLS\n")
     with tempfile.TemporaryDirectory(prefix="wan-") as name:
         found = measure(Path(name), options)
@@ -124,7 +106,32 @@ def main() -> None:
     print("share of the line's rate that segments get, %\n")
     print(table(["round trip", *WAYS], rows))
     write_figures(options.json, {"environment": environment(), "shares": found})
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rate", type=parse_rate, default="20Mbit", help="of the line, upstream  [20Mbit]")
+    add("--rtts", type=lambda text: [float(each) for each in text.split(",")], default="0.02,0.08,0.2")
+    add("--repeat", type=int, help="rounds  [3; with --outage 1]")
+    add("--size", type=int, default=MIB // 4, help="of a segment, in bytes  [262144]")
+    add("--segments", type=int, default=40, help="for each measurement  [40]")
+    add("--json", type=Path, metavar="FILE", help="write all that was measured")
+    add("--outage", action="store_true", help="measure an outage; the rest is for it alone")
+    add("--cameras", type=int, default=4, help="that record  [4]")
+    add("--bitrate", type=parse_rate, default="0.8Mbit", help="of each camera  [0.8Mbit]")
+    add("--segment", type=float, default=2.0, help="seconds of a segment  [2]")
+    add("--minutes", type=float, default=10.0, help="of outage, on a clock scaled down  [10]")
+    add("--settle", type=float, default=10.0, help="seconds after the start that do not count  [10]")
+    add("--normal", type=float, default=30.0, help="seconds before the outage, to compare with  [30]")
+    add("--concurrency", type=int, default=2, help="as of `up`  [2]")
+    options = parser.parse_args()
+    options.repeat = options.repeat or (1 if options.outage else 3)
+    return options
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

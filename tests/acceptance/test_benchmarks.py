@@ -79,3 +79,16 @@ def test_many_cameras_are_measured_against_as_many_bare_ffmpegs(tmp_path):
     assert (two["agent_threads"] - one["agent_threads"], two["agent_fds"] > one["agent_fds"]) == (1, True)
     assert found["agent_mib"]["base"] > 0
     assert "PASS  nothing is lost" in words
+
+
+def test_what_an_outage_left_behind_is_gone_after_a_while_beside_new_video(tmp_path):
+    options = ["--outage", "--minutes", "0.1", "--rtts", "0.05", "--cameras", "2", "--segment", "1"]
+    found, words = run("wan", *options, "--settle", "1", "--normal", "3", folder=tmp_path)
+    (drain,) = found["drains"]
+    assert drain["owed_segments"] >= 12
+    assert drain["owed_bytes"] > drain["live_bytes"] > 0
+    assert 0 < drain["seconds"] < 120
+    assert drain["normal"]
+    assert drain["beside"]
+    assert drain["problems"] == ""
+    assert "PASS  nothing is lost" in words
