@@ -6,6 +6,7 @@ are dropped, and `recover` finds the segment in the spool.
 
 import contextlib
 import errno
+import importlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -77,7 +78,8 @@ def publisher_app(settings: Settings) -> Celery:
 
 def configure(app: Celery, settings: Settings, **transport: float) -> None:
     """Give an app celeryconfig.py and the broker of the settings: every participant, the same way."""
-    app.config_from_object("celeryconfig")
+    # The module, not its name: Celery would look for that where the operator stands, and find another's.
+    app.config_from_object(importlib.import_module("celeryconfig"))
     prefix = settings.broker.key_prefix
     app.conf.update(
         broker_url=settings.broker.url.get_secret_value(),

@@ -27,6 +27,7 @@ from capture.settings_layers import (
 )
 from capture.settings_models import (
     ENV_PREFIX,
+    FLOWER_PREFIX,
     BrokerSettings,
     CameraDefaults,
     CameraSettings,
@@ -44,6 +45,7 @@ __all__ = [
     "ENV_SHORT",
     "EXAMPLE_CLOUD",
     "FLAGS",
+    "FLOWER_PREFIX",
     "BrokerSettings",
     "CameraDefaults",
     "CameraSettings",

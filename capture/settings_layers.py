@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from capture.errors import ConfigError, RelayError, UsageError
 from capture.segment import is_camera_id
-from capture.settings_models import ENV_PREFIX
+from capture.settings_models import ENV_PREFIX, FLOWER_PREFIX
 from capture.settings_problems import Key, Layer, Problem, Value, sections, shown_key
 from capture.settings_secrets import is_secret
 from capture.settings_values import CAMERA_ID_RULE
@@ -47,12 +47,12 @@ _BESIDE = {("ingest", "token_file"), ("ingest", "ca_file")}
 
 
 def child_environment(hidden: Collection[str] = ()) -> dict[str, str]:
-    """Return our environment without our settings, and without the variables that hold secrets for us."""
+    """Return our environment without our settings and Flower's, and without variables of our secrets."""
     left_out = {_REPORT, *hidden}
     return {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(ENV_PREFIX) and key not in left_out
+        if not key.startswith((ENV_PREFIX, FLOWER_PREFIX)) and key not in left_out
     }
 
 

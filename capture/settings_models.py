@@ -45,6 +45,7 @@ from capture.settings_values import (
 from capture.source import Source, parse_source
 
 ENV_PREFIX = "RELAY_"
+FLOWER_PREFIX = "FLOWER_"  # of Flower's own settings: its login is one of them
 
 
 def _json_table(value: object) -> object:

@@ -1,6 +1,7 @@
 """`up` on one machine: broker, worker, beat and Flower as supervised children with one stop order."""
 
 import math
+import os
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from capture.errors import ConfigError, RelayError
 from capture.handoff import BACKLOG, LIVE
 from capture.process import Child, Stream, describe_exit
 from capture.pulse import DIRECTORY_VARIABLE, PULSE_SECONDS, STUCK_SECONDS, age_of, pulse_path
-from capture.settings import ENV_PREFIX, Settings, child_environment
+from capture.settings import ENV_PREFIX, FLOWER_PREFIX, Settings, child_environment
 from capture.supervision import Ladder, State
 
 WORKER_GRACE_SECONDS = 1.5
@@ -266,11 +267,14 @@ def _environment(settings: Settings, broker_url: str | None, as_json: bool) -> d
     return {**child_environment(settings.secret_variables()), **settings.worker_environment(), **extra}
 
 
-def environment_for(what: str, common: Mapping[str, str]) -> dict[str, str]:
+def environment_for(
+    what: str, common: Mapping[str, str], ours: Mapping[str, str] = os.environ
+) -> dict[str, str]:
     """Return the environment of one part: the cloud's key goes to the worker, Flower's login to Flower."""
+    flower = {key: value for key, value in ours.items() if key.startswith(FLOWER_PREFIX)}
     not_its = () if what == "worker" else (f"{ENV_PREFIX}INGEST__TOKEN",)
-    foreign = () if what == "flower" else ("FLOWER_",)
-    return {key: value for key, value in common.items() if key not in not_its and not key.startswith(foreign)}
+    found = {key: value for key, value in common.items() if key not in not_its}
+    return {**found, **flower} if what == "flower" else found
 
 
 def _level(verbose: bool) -> str:  # noqa: FBT001

@@ -55,6 +55,16 @@ def rotated(sink):
 # --- the ingest is well --------------------------------------------------------------------------
 
 
+def test_python_files_where_the_operator_stands_are_not_ours(up, sink, spool, clip, tmp_path):
+    for name in ("celeryconfig", "tasks", "capture", "celery", "json"):
+        (tmp_path / f"{name}.py").write_text("from pathlib import Path\nPath(__file__ + '.ran').touch()\n")
+    relay = up(clip.path, "--no-realtime")
+    assert relay.exit_code() == 0, relay.tail()
+    assert stored(sink) == list(SEGMENTS)
+    assert_conserved(spool, sink)
+    assert list(tmp_path.glob("*.ran")) == []
+
+
 def test_every_frame_of_a_file_arrives_in_order_and_nothing_stays_owed(
     up, sink, spool, clip, *, events, arrived
 ):
