@@ -5,6 +5,8 @@ closes its channel twice; the second close tries to give messages back through a
 is gone, and the ``AttributeError`` ends the worker's main process. Nothing is given back here: the broker
 does that by itself when the visibility timeout has passed, and `recover` does not need it.
 
+The same happens to a task that ends just then, and acknowledges its message through a closed channel.
+
 tests/acceptance/test_broker_loss.py kills the broker under a long task; drop this when it passes without.
 
 An entry of a queue that is no envelope ends the worker as well: it is taken for one before anybody can look
@@ -15,7 +17,7 @@ import base64
 from typing import Any
 
 from kombu.transport import redis
-from kombu.transport.redis import Channel, Transport
+from kombu.transport.redis import Channel, QoS, Transport
 
 from tasks.seldom import ADVICE, seldom
 
@@ -26,6 +28,7 @@ def install() -> None:
         return
     _guard_close()
     _guard_delivery()
+    _guard_acknowledgement()
 
 
 def _guard_delivery() -> None:
@@ -72,9 +75,27 @@ def _guard_close() -> None:
         try:
             close(self)
         except AttributeError:
-            if getattr(self.connection, "client", None) is not None:
+            if not _is_gone(self):
                 raise
             self.closed = True
 
     guarded._relay_guard = True  # type: ignore[attr-defined] # noqa: SLF001 - our own mark
     Channel.close = guarded  # type: ignore[method-assign]
+
+
+def _guard_acknowledgement() -> None:
+    ack = QoS.ack
+
+    def guarded(self: Any, delivery_tag: str) -> None:  # noqa: ANN401 - kombu has no types
+        try:
+            ack(self, delivery_tag)
+        except AttributeError:
+            if not _is_gone(self.channel):
+                raise
+
+    QoS.ack = guarded  # type: ignore[method-assign]
+
+
+def _is_gone(channel: Any) -> bool:  # noqa: ANN401 - kombu has no types
+    """Tell whether the connection below a channel was given up."""
+    return getattr(channel.connection, "client", None) is None
