@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from benchmarks.cameras import begin
 from capture.clock import Clock
-from capture.segment import SessionName, open_name
-from capture.session import Session
-from capture.source import parse_source
+from capture.segment import SessionName
 from capture.spool import Spool
 
 SESSIONS_PER_CAMERA = 2
@@ -79,11 +78,9 @@ class Backlog:
     def _session(self, camera: str, count: int) -> None:
         spool = Spool.open(self._root, clock=PastClock(self._age))
         began = spool.clock.now()
-        with Session.start(
-            spool, camera, display_name=camera, source=parse_source("test:"), segment_seconds=self._seconds
-        ) as session:
+        with begin(spool, camera, self._seconds) as session:
             for sequence in range(1, count + 1):
-                path = session.open_directory / open_name(sequence)
+                path = session.open_path(sequence)
                 path.write_bytes(self._content)
                 os.utime(path, times=(began.timestamp(), began.timestamp()))
                 start = began + timedelta(seconds=self._seconds * sequence)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from benchmarks.bench_targets import Data, Results, verdicts
-from benchmarks.costs import ALL, BARE, PARTS, WHOLE, Costs
+from benchmarks.costs import BARE, NAMES, Costs
 from benchmarks.figures import MIB, spread
 
 BEGIN = "<!-- bench -->"
@@ -34,18 +34,7 @@ def tables(
     if failed:
         parts.append("\n".join(f"- `{name}` gave no figures: {why}" for name, why in failed.items()))
     parts += [f"### {name}\n\n```text\n{text.strip()}\n```" for name, text in (printed or {}).items()]
-    if "costs" in results:
-        parts.append("### What each part of a safe delivery costs\n\n" + _costs(results["costs"]))
-    if "scale" in results:
-        parts.append("### Many simulated cameras\n\n" + _scale(results["scale"]))
-    if "owed" in results:
-        parts.append("### Many owed segments\n\n" + _owed(results["owed"]))
-    if "recover_scale" in results:
-        parts.append("### Choosing a batch\n\n" + _recover(results["recover_scale"]))
-    if "startup_backlog" in results:
-        parts.append("### A start with very many owed segments\n\n" + _backlog(results["startup_backlog"]))
-    if "start_up" in results:
-        parts.append("### A start\n\n" + _start_up(results["start_up"]))
+    parts += [f"### {title}\n\n{show(results[name])}" for name, title, show in SECTIONS if name in results]
     parts.append("### The commands\n\n" + _commands(results, options))
     return "\n\n".join(parts)
 
@@ -85,8 +74,7 @@ def _targets(results: Results) -> str:
 def _costs(data: Data) -> str:
     """A column for each size: the time, and its share of what bare httpx takes for the same bytes."""
     sizes = {size: [Costs(**each) for each in rounds] for size, rounds in data["sizes"].items()}
-    names = {**PARTS, ALL: "all of the above", **WHOLE, BARE: "a bare httpx client sending the same"}
-    rows = [[words, *(_cost(rounds, name) for rounds in sizes.values())] for name, words in names.items()]
+    rows = [[words, *(_cost(rounds, name) for rounds in sizes.values())] for name, words in NAMES.items()]
     count = min(len(rounds) for rounds in sizes.values())
     header = [f"ms, on {data['file_system']}, n = {count}", *(f"{int(size) / MIB:g} MiB" for size in sizes)]
     return markdown(header, rows)
@@ -168,9 +156,15 @@ def _backlog(data: Data) -> str:
     )
 
 
-def _ms(seconds: Sequence[float], form: str) -> str:
-    return spread([1000 * each for each in seconds], form)
-
-
 def _commands(results: Results, options: Mapping[str, str]) -> str:
     return markdown(["run", "command"], [[f"`{name}`", f"`{options[name]}`"] for name in results])
+
+
+SECTIONS = (
+    ("costs", "What each part of a safe delivery costs", _costs),
+    ("scale", "Many simulated cameras", _scale),
+    ("owed", "Many owed segments", _owed),
+    ("recover_scale", "Choosing a batch", _recover),
+    ("startup_backlog", "A start with very many owed segments", _backlog),
+    ("start_up", "A start", _start_up),
+)

@@ -24,13 +24,14 @@ import httpx
 from celery import Celery
 
 from benchmarks.backlog import video
+from benchmarks.cameras import begin
 from benchmarks.discard import discarding
 from benchmarks.figures import (
     MIB,
     environment,
     environment_lines,
     file_system,
-    parse_size,
+    parse_sizes,
     spread,
     table,
     write_figures,
@@ -43,7 +44,6 @@ from capture.journal import Event
 from capture.segment import SegmentName
 from capture.session import Session
 from capture.settings import Settings, load_settings
-from capture.source import parse_source
 from capture.spool import Spool, sync_directory
 
 TOKEN = "benchmark"  # noqa: S105 - made up
@@ -66,6 +66,7 @@ WHOLE = {
     "delivered": "settling it, as a worker does: line and unlink",
     "release": "closing its file, which frees the pages",
 }
+NAMES = {**PARTS, ALL: "all of the above", **WHOLE, BARE: "a bare httpx client sending the same"}
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,9 @@ def stage(folder: Path) -> Iterator[Stage]:
         flags = {"--cloud": server.url, "--token": TOKEN, "--broker": broker.url}
         settings = load_settings(flags, environ={})
         spool = Spool.open(folder / "spool", create=True)
-        source = parse_source("test:")
         try:
             with (
-                Session.start(
-                    spool, "cam", display_name="cam", source=source, segment_seconds=1.0
-                ) as session,
+                begin(spool, "cam", 1.0) as session,
                 publisher_app(settings) as app,
                 httpx.Client(trust_env=False, timeout=60.0) as bare,
             ):
@@ -201,10 +199,9 @@ def measure(stage: Stage, size: int, rounds: int, first: int) -> list[Costs]:
 
 
 def show(size: int, rounds: Sequence[Costs]) -> None:
-    names = {**PARTS, ALL: "all of the above", **WHOLE, BARE: "a bare httpx client sending the same"}
     bare = median(each.wall[BARE] for each in rounds)
     rows = []
-    for name, words in names.items():
+    for name, words in NAMES.items():
         wall = [each.seconds(name) for each in rounds]
         cpu = median(each.cpu_seconds(name) for each in rounds)
         rows.append(
@@ -223,19 +220,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", default="64KiB,1.5MiB,12MiB", help="of a segment, in turn")
+    parser.add_argument(
+        "--sizes", type=parse_sizes, default="64KiB,1.5MiB,12MiB", help="of a segment, in turn"
+    )
     parser.add_argument("--repeat", type=int, default=30, help="rounds for each size  [30]")
     parser.add_argument("--folder", type=Path, help="where the spool is  [the directory for temporary files]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     options = parser.parse_args()
-    sizes = [parse_size(each) for each in options.sizes.split(",")]
     found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="costs-", dir=options.folder) as name:
         kind = file_system(Path(name))
         print(f"{environment_lines()}\nspool on {kind}, {options.repeat} rounds", flush=True)
         with stage(Path(name)) as ready:
             first = 1
-            for size in sizes:
+            for size in options.sizes:
                 rounds = measure(ready, size, options.repeat, first)
                 first += 2 * (options.repeat + 1)
                 show(size, rounds)

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import subprocess
+from argparse import ArgumentTypeError
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -169,12 +170,21 @@ def file_system(path: Path) -> str:
     return "unknown"
 
 
+class SizeError(ArgumentTypeError, ValueError):
+    """A text that is no size. As the type of an option, argparse shows its words."""
+
+
 def parse_size(text: str) -> int:
-    """Return the bytes of a size like 1.5MiB or 64KiB. Raises ValueError for anything else."""
+    """Return the bytes of a size like 1.5MiB or 64KiB. Raises SizeError for anything else."""
     for unit, factor in UNITS.items():
         if text.endswith(unit):
             return int(float(text.removesuffix(unit)) * factor)
-    raise ValueError(f"found {text!r}; expected a size like 1.5MiB or 64KiB")
+    raise SizeError(f"found {text!r}; expected a size like 1.5MiB or 64KiB")
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Return the sizes of a list with commas. Raises as `parse_size` does."""
+    return [parse_size(each) for each in text.split(",")]
 
 
 def _cpu_model() -> str:

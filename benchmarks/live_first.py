@@ -19,33 +19,27 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from benchmarks.backlog import Backlog, video
 from benchmarks.bare import bare_rate
+from benchmarks.cameras import CHECK_SECONDS, LiveCamera, beside_the_cameras, let_go_on
 from benchmarks.figures import environment_lines
 from benchmarks.ingest import Ingest, ingest_process
 from benchmarks.line import line_process, parse_rate
 from benchmarks.live_first_report import Phase, Report, mbit, overtaking, phase_line, turns
 from benchmarks.relay import TOKEN, audit, confirmations
-from capture.broker import RuntimeDir
-from capture.handoff import RECOVER, Message, Publisher, publisher_app, upload_message
+from capture.handoff import Publisher
 from capture.log import configure_logging
-from capture.segment import open_name
-from capture.session import Session
-from capture.settings import Settings, load_settings
-from capture.source import parse_source
+from capture.settings import load_settings
 from capture.spool import Spool
 from capture.stack import Stack
 
 CAMERAS = tuple(f"cam{number}" for number in range(8))
-JITTER = 0.1  # of the time between two segments: cameras drift against each other
 PATIENCE = 60.0  # seconds that the last live segments have to be confirmed
-CHECK_SECONDS = 0.2
 
 Key = tuple[str, str]  # session and segment
 
@@ -57,38 +51,6 @@ class Lived:
     closed: Sequence[Key]
     begun: float
     ended: float
-
-
-class LiveCamera:
-    """Closes a segment every so often, as the agent does."""
-
-    def __init__(self, spool: Spool, camera: str, *, every: float, dice: random.Random) -> None:
-        self._session = Session.start(
-            spool, camera, display_name=camera, source=parse_source("test:"), segment_seconds=every
-        )
-        self._every = every
-        self._dice = dice
-        self._sequence = 0
-        self.due = time.monotonic() + every * dice.random()
-
-    @property
-    def name(self) -> str:
-        return str(self._session.name)
-
-    def close_one(self, content: bytes, publisher: Publisher, settings: Settings) -> Key:
-        """Close the next segment and send its message; return session and segment."""
-        self._sequence += 1
-        self.due += self._every * (1 + self._dice.uniform(-JITTER, JITTER))
-        (self._session.open_directory / open_name(self._sequence)).write_bytes(content)
-        start = self._session.spool.clock.now() - timedelta(seconds=self._every)
-        owed = self._session.close_segment(self._sequence, start, self._every)
-        assert owed is not None  # noqa: S101 - the content is never empty
-        publisher.send(upload_message(settings.ingest, self._session.name, owed.segment, owed.size))
-        return self.name, str(owed.segment)
-
-    def end(self) -> None:
-        self._session.end()
-        self._session.close()
 
 
 class Bench:
@@ -127,32 +89,14 @@ class Bench:
             self.backlog.put_in()
             self.backlog.fill(self.options.segments)
         before = self.backlog.owed()
-        with self._workers() as (stack, publisher):
+        with beside_the_cameras(self.settings, self.folder, concurrency=self.options.concurrency) as (
+            stack,
+            publisher,
+        ):
             lived = self._live(stack, publisher, seed=number, with_backlog=with_backlog)
         after = self.backlog.owed()
         self.backlog.take_out()
         return self._sum_up(lived, before, after)
-
-    @contextmanager
-    def _workers(self) -> Iterator[tuple[Stack, Publisher]]:
-        """Run what `up` runs beside the cameras."""
-        with RuntimeDir() as runtime, (self.folder / "relay.log").open("ab") as log:
-            stack = Stack(
-                self.settings,
-                runtime.path,
-                concurrency=self.options.concurrency,
-                embedded_broker=True,
-                stderr=log.fileno(),
-            )
-            stack.start()
-            publisher = Publisher(publisher_app(stack.settings_for_agent(self.settings)))
-            publisher.start()
-            publisher.send(Message(RECOVER, ()))
-            try:
-                yield stack, publisher
-            finally:
-                publisher.close(5)
-                stack.stop()
 
     def _live(self, stack: Stack, publisher: Publisher, *, seed: int, with_backlog: bool) -> Lived:
         """Close segments for a time; those before one was confirmed and while it settles do not count."""
@@ -160,24 +104,21 @@ class Bench:
         every, names = self.options.every, CAMERAS[: self.options.live_cameras]
         cameras = [LiveCamera(self.spool, camera, every=every, dice=dice) for camera in names]
         closed: list[tuple[float, Key]] = []
-        check_at = 0.0
         # Workers take seconds to start, on a busy machine many.
         begun = time.time() + PATIENCE
         is_settling = False
-        while time.time() < begun + self.options.seconds:
-            camera = min(cameras, key=lambda each: each.due)
-            now = time.monotonic()
-            if now >= camera.due:
-                closed.append((time.time(), camera.close_one(self.content, publisher, self.settings)))
-            elif now < check_at:
-                time.sleep(max(0.0, min(camera.due, check_at) - now))
-            else:
-                check_at = now + CHECK_SECONDS
-                stack.check()
-                if not is_settling and self._has_confirmed(closed):
-                    begun, is_settling = time.time() + self.options.settle, True
-                if with_backlog and self.backlog.is_gone():
-                    break
+
+        def close(camera: LiveCamera) -> None:
+            closed.append((time.time(), camera.close_one(self.content, publisher, self.settings)))
+
+        def look() -> bool:
+            nonlocal begun, is_settling
+            stack.check()
+            if not is_settling and self._has_confirmed(closed):
+                begun, is_settling = time.time() + self.options.settle, True
+            return with_backlog and self.backlog.is_gone()
+
+        let_go_on(cameras, close, is_over=lambda: time.time() >= begun + self.options.seconds, look=look)
         ended = time.time()
         self._wait([key for _, key in closed], stack)
         for camera in cameras:

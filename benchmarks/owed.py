@@ -13,19 +13,17 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from benchmarks.backlog import AGE, video
+from benchmarks.cameras import begin
 from benchmarks.figures import environment, environment_lines, spread, table, write_figures
-from benchmarks.processes import cpu_between, usage_of_tree
+from benchmarks.processes import CpuMeter
 from benchmarks.relay import wait_until
 from benchmarks.upload_workers import Bench, bench, worker
 from capture.broker import queue_lengths
 from capture.handoff import BACKLOG, LIVE, RECOVER, Message, publish, publisher_app
-from capture.session import Session
-from capture.source import parse_source
 from capture.spool import Spool
 from capture.upkeep import ENDED_NOTE
 
@@ -41,17 +39,13 @@ class Debtor:
     def __init__(self, ready: Bench, process: psutil.Process) -> None:
         self._ready = ready
         self._process = process
-        self._broker = psutil.Process(ready.broker_pid)
         self._app = publisher_app(ready.settings)
         self._spool = Spool.open(ready.folder / "spool")
         self._sequence = 0
         self._paths = [self._session(f"cam{number}") for number in range(CAMERAS)]
 
     def _session(self, camera: str) -> Path:
-        source = parse_source("test:")
-        with Session.start(
-            self._spool, camera, display_name=camera, source=source, segment_seconds=2.0
-        ) as session:
+        with begin(self._spool, camera, 2.0) as session:
             session.end()
         return session.path
 
@@ -87,20 +81,17 @@ class Debtor:
         """Owe, have so many sent; return the seconds, the CPU seconds of worker and broker, and how many."""
         requests = self._ready.server.ask()[1]  # nothing but segments is left to be told to the server
         self.owe(owed)
-        before, broker, began = *self._used(), time.monotonic()
+        meter, began = CpuMeter(self._process, self._ready.broker_pid), time.monotonic()
         self._recover()
         wait_until(
             lambda: self._ready.server.ask()[1] - requests >= most, seconds=WAIT_SECONDS, what=f"{most} sent"
         )
         seconds, sent = time.monotonic() - began, self._ready.server.ask()[1] - requests
-        after, broker_after = self._used()
-        return seconds, cpu_between(before, after) + broker_after - broker, sent
+        cpu = meter.used()
+        return seconds, cpu.worker + cpu.broker, sent
 
     def _recover(self) -> None:
         publish(self._app, Message(RECOVER, (True, True)))
-
-    def _used(self) -> tuple[Any, float]:
-        return usage_of_tree(self._process), sum(self._broker.cpu_times()[:2])
 
 
 def measure(owed: int, options: argparse.Namespace) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What each process of `up` uses: CPU, memory, descriptors, threads."""
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -83,6 +84,32 @@ def _pss(process: psutil.Process) -> int | None:
 def cpu_between(before: Mapping[int, Usage], after: Mapping[int, Usage]) -> float:
     """Return the CPU seconds that were used in between, by those who lived to the end of it."""
     return sum(each.cpu - (before[pid].cpu if pid in before else 0.0) for pid, each in after.items())
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """CPU seconds: of a worker with all its processes, of the broker, and of this process."""
+
+    worker: float
+    broker: float
+    own: float
+
+
+class CpuMeter:
+    """Tells what these used since it was made."""
+
+    def __init__(self, worker: psutil.Process, broker_pid: int) -> None:
+        self._worker = worker
+        self._broker = psutil.Process(broker_pid)
+        self._before = self._now()
+
+    def _now(self) -> tuple[Mapping[int, Usage], float, float]:
+        return usage_of_tree(self._worker), sum(self._broker.cpu_times()[:2]), time.process_time()
+
+    def used(self) -> Cpu:
+        worker, broker, own = self._now()
+        tree, broker_before, own_before = self._before
+        return Cpu(cpu_between(tree, worker), broker - broker_before, own - own_before)
 
 
 def total_memory(usages: Iterable[Usage]) -> int:

@@ -14,15 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.backlog import video
+from benchmarks.cameras import begin, close_one
 from benchmarks.discard import discarding
 from benchmarks.figures import environment, environment_lines, spread, table, write_figures
 from capture.claim import claim
 from capture.ingest import Ingest
 from capture.limiter import Limiter
-from capture.segment import SegmentName, SessionName, open_name
-from capture.session import Session
+from capture.segment import SegmentName, SessionName
 from capture.settings import IngestSettings
-from capture.source import parse_source
 from capture.spool import Spool
 from capture.timetable import parse_timetable
 
@@ -74,16 +73,11 @@ def measure(rate: str, processes: int, seconds: int) -> dict[str, object]:
 
 def segments(spool: Spool, count: int, content: bytes) -> list[tuple[SessionName, SegmentName]]:
     """Owe so many segments; return their names."""
-    with Session.start(
-        spool, "cam", display_name="cam", source=parse_source("test:"), segment_seconds=2.0
-    ) as session:
-        found = []
-        for sequence in range(1, count + 1):
-            (session.open_directory / open_name(sequence)).write_bytes(content)
-            owed = session.close_segment(sequence, spool.clock.now(), 2.0)
-            assert owed is not None  # noqa: S101 - it holds video
-            found.append((session.name, owed.segment))
-    return found
+    with begin(spool, "cam", 2.0) as session:
+        return [
+            (session.name, close_one(session, sequence, content, 2.0).segment)
+            for sequence in range(1, count + 1)
+        ]
 
 
 def _windows(samples: Sequence[tuple[float, int]], rate: float) -> list[float]:

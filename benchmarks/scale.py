@@ -20,15 +20,13 @@ from typing import Any
 import psutil
 
 from benchmarks.backlog import video
-from benchmarks.figures import environment, environment_lines, percentile, table, write_figures
-from benchmarks.processes import cpu_between, usage_of_tree
+from benchmarks.cameras import begin, close_one
+from benchmarks.figures import environment, environment_lines, parse_size, percentile, table, write_figures
+from benchmarks.processes import CpuMeter
 from benchmarks.relay import wait_until
-from benchmarks.upload_path import parse_size
 from benchmarks.upload_workers import Bench, bench, waits, worker
 from capture.handoff import RECOVER, REGISTER_CAMERA, Message, Publisher, publisher_app, upload_message
-from capture.segment import open_name
 from capture.session import Session
-from capture.source import parse_source
 from capture.spool import Spool
 from capture.upkeep import REGISTERED_NOTE
 
@@ -51,13 +49,7 @@ class Ticks:
 
 def start_all(stack: ExitStack, spool: Spool, names: Sequence[str], segment: float) -> list[Session]:
     """Begin a session for each camera, until the end of the stack."""
-    source = parse_source("test:")
-    return [
-        stack.enter_context(
-            Session.start(spool, name, display_name=name, source=source, segment_seconds=segment)
-        )
-        for name in names
-    ]
+    return [stack.enter_context(begin(spool, name, segment)) for name in names]
 
 
 def register_all(publisher: Publisher, sessions: Sequence[Session]) -> float:
@@ -84,15 +76,13 @@ def close_all(
 ) -> tuple[int, float]:
     """Have each camera close a segment in every `segment` seconds; return how many, and how long all took."""
     spool = Spool.open(bench.folder / "spool")
-    count, begin, ticks = 0, time.monotonic(), Ticks(publisher)
-    while (due := begin + count * segment / len(sessions)) < begin + seconds:
+    count, began, ticks = 0, time.monotonic(), Ticks(publisher)
+    while (due := began + count * segment / len(sessions)) < began + seconds:
         time.sleep(max(0.0, due - time.monotonic()))
         ticks.tick()
         sequence, number = count // len(sessions) + 1, count % len(sessions)
         session = sessions[number]
-        (session.open_directory / open_name(sequence)).write_bytes(content)
-        owed = session.close_segment(sequence, spool.clock.now(), segment)
-        assert owed is not None  # noqa: S101 - it holds video
+        owed = close_one(session, sequence, content, segment)
         publisher.send(upload_message(bench.settings.ingest, session.name, owed.segment, owed.size))
         count += 1
     wait_until(
@@ -101,7 +91,7 @@ def close_all(
         what="all was delivered",
         check=ticks.tick,
     )
-    return count, time.monotonic() - begin
+    return count, time.monotonic() - began
 
 
 def measure(
@@ -111,11 +101,10 @@ def measure(
     publisher = Publisher(publisher_app(bench.settings))
     publisher.start()
     spool = Spool.open(bench.folder / "spool")
-    broker = psutil.Process(bench.broker_pid)
     with ExitStack() as stack:
         sessions = start_all(stack, spool, names, options.segment)
         registered = register_all(publisher, sessions)
-        before, own, served = usage_of_tree(process), time.process_time(), sum(broker.cpu_times()[:2])
+        meter = CpuMeter(process, bench.broker_pid)
         count, took = close_all(
             bench,
             publisher,
@@ -124,8 +113,7 @@ def measure(
             segment=options.segment,
             seconds=options.seconds,
         )
-        after, own_after = usage_of_tree(process), time.process_time()
-        broker_seconds = sum(broker.cpu_times()[:2]) - served
+        cpu = meter.used()
         descriptors = psutil.Process().num_fds()
         for session in sessions:
             session.end()
@@ -139,9 +127,9 @@ def measure(
         "p50_ms": percentile(times, 0.5),
         "p95_ms": percentile(times, 0.95),
         "p99_ms": percentile(times, 0.99),
-        "worker_ms": cpu_between(before, after) / count * 1000,
-        "publisher_ms": (own_after - own) / count * 1000,
-        "broker_ms": broker_seconds / count * 1000,
+        "worker_ms": cpu.worker / count * 1000,
+        "publisher_ms": cpu.own / count * 1000,
+        "broker_ms": cpu.broker / count * 1000,
         "registered_s": registered,
         "fds": descriptors,
     }

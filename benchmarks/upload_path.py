@@ -15,11 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import MIB, environment, environment_lines, spread, summary, table, write_figures
+from benchmarks.figures import (
+    MIB,
+    environment,
+    environment_lines,
+    parse_sizes,
+    spread,
+    summary,
+    table,
+    write_figures,
+)
 from benchmarks.rivals import SENDERS, Cost, race
 from benchmarks.upload_workers import WAYS, Bench, Run, bench, worker
 
-UNITS = {"KiB": 1024, "MiB": MIB}
 COUNTS = {64 * 1024: 2000, int(1.5 * MIB): 400, 12 * MIB: 60}
 OTHERWISE = 200
 BARE, FILES = "httpx", "httpx, files"
@@ -91,21 +99,12 @@ def _show(size: int, results: dict[str, list[dict[str, float]]]) -> None:
     print(f"\n{size / MIB:g} MiB\n{table(header, rows)}", flush=True)
 
 
-def parse_size(text: str) -> int:
-    for unit, factor in UNITS.items():
-        if text.endswith(unit):
-            return int(float(text.removesuffix(unit)) * factor)
-    raise argparse.ArgumentTypeError(f"found {text!r}; expected a size like 1.5MiB or 64KiB")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sizes = [64 * 1024, int(1.5 * MIB), 12 * MIB]
-    parser.add_argument(
-        "--sizes", type=lambda text: [parse_size(each) for each in text.split(",")], default=sizes
-    )
+    parser.add_argument("--sizes", type=parse_sizes, default=sizes)
     parser.add_argument("--processes", type=int, default=2, help="of the worker, and of each rival  [2]")
     parser.add_argument("--repeat", type=int, default=3, help="rounds  [3]")
     parser.add_argument("--rate", type=float, default=20.0, help="new segments a second  [20]")

@@ -16,17 +16,15 @@ import psutil
 
 from benchmarks import naive
 from benchmarks.backlog import AGE, Backlog, video
+from benchmarks.cameras import begin, close_one
 from benchmarks.discard import Discard, discarding
-from benchmarks.processes import cpu_between, usage_of_tree
+from benchmarks.processes import Cpu, CpuMeter
 from benchmarks.relay import wait_until
 from benchmarks.rivals import Cost
 from capture.broker import EmbeddedBroker, RuntimeDir
 from capture.handoff import BACKLOG, LIVE, RECOVER, Message, publish, publisher_app, upload_message
 from capture.journal import Event
-from capture.segment import open_name
-from capture.session import Session
 from capture.settings import Settings, load_settings
-from capture.source import parse_source
 from capture.spool import Spool
 
 ROOT = Path(__file__).parents[1]
@@ -99,21 +97,8 @@ def worker(
         process.wait(60)
 
 
-class Used:
-    """The CPU seconds of a worker with all its processes, of the broker, and of this process."""
-
-    def __init__(self, bench: Bench, process: psutil.Process) -> None:
-        self._process = process
-        self._broker = psutil.Process(bench.broker_pid)
-        self._before = self._now()
-
-    def _now(self) -> tuple[Any, float]:
-        times = self._broker.cpu_times()
-        return usage_of_tree(self._process), time.process_time() + times.user + times.system
-
-    def since(self) -> float:
-        tree, others = self._now()
-        return cpu_between(self._before[0], tree) + others - self._before[1]
+def _all(cpu: Cpu) -> float:
+    return cpu.worker + cpu.broker + cpu.own
 
 
 class Run:
@@ -146,9 +131,9 @@ class Run:
 
     def _measure(self, backlog: Backlog, send: Any) -> Cost:  # noqa: ANN401 - one of the two below
         count = backlog.owed()
-        used, began = Used(self._bench, self._process), time.monotonic()
+        meter, began = CpuMeter(self._process, self._bench.broker_pid), time.monotonic()
         send(backlog)
-        return Cost(count, time.monotonic() - began, used.since())
+        return Cost(count, time.monotonic() - began, _all(meter.used()))
 
     def _send_live(self, backlog: Backlog) -> None:
         spool = Spool.open(self._bench.folder / "spool")
@@ -169,14 +154,11 @@ class Run:
         """Close and publish segments at a steady rate; return the milliseconds from closed to delivered."""
         spool = Spool.open(self._bench.folder / "spool")
         content = video(size)
-        source = parse_source("test:")
-        with Session.start(spool, "pace", display_name="pace", source=source, segment_seconds=1.0) as session:
-            begin = time.monotonic()
+        with begin(spool, "pace", 1.0) as session:
+            began = time.monotonic()
             for sequence in range(1, count + 1):
-                time.sleep(max(0.0, begin + sequence / rate - time.monotonic()))
-                (session.open_directory / open_name(sequence)).write_bytes(content)
-                owed = session.close_segment(sequence, spool.clock.now(), 1.0)
-                assert owed is not None  # noqa: S101 - it holds video
+                time.sleep(max(0.0, began + sequence / rate - time.monotonic()))
+                owed = close_one(session, sequence, content, 1.0)
                 publish(
                     self._app,
                     upload_message(self._bench.settings.ingest, session.name, owed.segment, owed.size),
@@ -228,13 +210,13 @@ def send_naively(bench: Bench, process: psutil.Process, *, count: int, content: 
     paths = [folder / f"{number:08d}.ts" for number in range(count)]
     for path in paths:
         path.write_bytes(content)
-    used, began = Used(bench, process), time.monotonic()
+    meter, began = CpuMeter(process, bench.broker_pid), time.monotonic()
     for path in paths:
         naive.app.send_task(
             naive.TASK, args=[f"{bench.server.url}/api/stream/ingest/naive", str(path)], queue=naive.QUEUE
         )
     wait_until(lambda: not any(folder.iterdir()), seconds=WAIT_SECONDS, what="everything was sent")
-    return Cost(count, time.monotonic() - began, used.since())
+    return Cost(count, time.monotonic() - began, _all(meter.used()))
 
 
 WAYS = {LIVE_PATH: relay_live, BACKLOG_PATH: relay_backlog, NAIVE: naive_worker}

@@ -27,23 +27,21 @@ from datetime import timedelta
 from pathlib import Path
 
 from benchmarks.backlog import Backlog, video
+from benchmarks.cameras import LiveCamera, beside_the_cameras, let_go_on
 from benchmarks.certificate import certificate
 from benchmarks.discard import discarding
 from benchmarks.figures import environment, environment_lines, write_figures
 from benchmarks.line import running_line
-from benchmarks.live_first import LiveCamera
 from benchmarks.relay import TOKEN, audit, moment, wait_until
 from benchmarks.wan_outage_report import Drain, Sent, introduction, line_of, show
-from capture.broker import RuntimeDir
 from capture.gate import Gate
-from capture.handoff import RECOVER, Message, Publisher, publisher_app
+from capture.handoff import Publisher
 from capture.journal import Event
 from capture.log import configure_logging
 from capture.settings import Settings, load_settings
 from capture.spool import Spool
 from capture.stack import Stack
 
-CHECK_SECONDS = 0.2
 PATIENCE = 4.0  # times the ideal, and a minute
 LEAST_OUTAGE = 8.0  # real seconds
 FEW = 500  # segments that may be looked at one by one
@@ -52,7 +50,14 @@ FEW = 500  # segments that may be looked at one by one
 class Site:
     """A spool with what `up` runs beside its cameras, and cameras that close a segment every so often."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, stack: Stack, settings: Settings) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        folder: Path,
+        settings: Settings,
+        stack: Stack,
+        publisher: Publisher,
+    ) -> None:
         self.spool = Spool.open(folder / "spool")
         self._options = options
         self._folder = folder
@@ -64,25 +69,24 @@ class Site:
         self._cameras = [
             LiveCamera(self.spool, name, every=options.segment, dice=dice) for name in self._names
         ]
-        self._publisher = Publisher(publisher_app(stack.settings_for_agent(settings)))
-        self._publisher.start()
-        self._publisher.send(Message(RECOVER, ()))
+        self._publisher = publisher
 
     def live(self, until: Callable[[], bool], *, seconds: float, what: str = "") -> None:
         """Let the cameras go on until a condition holds, looked at now and then; or for so long."""
-        end, check_at = time.monotonic() + seconds, 0.0
-        while (now := time.monotonic()) < end:
-            camera = min(self._cameras, key=lambda each: each.due)
-            if now >= camera.due:
-                camera.close_one(self._content, self._publisher, self._settings)
-            elif now < check_at:
-                time.sleep(max(0.0, min(camera.due, check_at) - now))
-            else:
-                check_at = now + CHECK_SECONDS
-                self._stack.check()
-                if until():
-                    return
-        if what:
+        end = time.monotonic() + seconds
+        is_there = False
+
+        def close(camera: LiveCamera) -> None:
+            camera.close_one(self._content, self._publisher, self._settings)
+
+        def look() -> bool:
+            nonlocal is_there
+            self._stack.check()
+            is_there = until()
+            return is_there
+
+        let_go_on(self._cameras, close, is_over=lambda: time.monotonic() >= end, look=look)
+        if what and not is_there:
             sys.exit(f"waited {seconds:.0f} s in vain until {what}")
 
     def owe(self) -> None:
@@ -121,7 +125,6 @@ class Site:
         return is_gone
 
     def end(self) -> None:
-        self._publisher.close(5)
         for camera in self._cameras:
             camera.end()
 
@@ -145,19 +148,8 @@ def site(options: argparse.Namespace, folder: Path, port: int, ca_file: Path) ->
     settings = load_settings(flags, environ={"RELAY_INGEST__CA_FILE": str(ca_file)})
     configure_logging(secrets=settings.secrets())
     Spool.open(folder / "spool", create=True)
-    with RuntimeDir() as runtime, (folder / "relay.log").open("ab") as log:
-        stack = Stack(
-            settings,
-            runtime.path,
-            concurrency=options.concurrency,
-            embedded_broker=True,
-            stderr=log.fileno(),
-        )
-        stack.start()
-        try:
-            yield Site(options, folder, stack, settings)
-        finally:
-            stack.stop()
+    with beside_the_cameras(settings, folder, concurrency=options.concurrency) as (stack, publisher):
+        yield Site(options, folder, settings, stack, publisher)
 
 
 def outage(options: argparse.Namespace, rtt: float, folder: Path, pem: Path) -> Drain:
