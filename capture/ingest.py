@@ -5,6 +5,7 @@ closing it: the signal may have left a connection half used, and closing can blo
 """
 
 import base64
+import contextlib
 import socket
 import ssl
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
@@ -39,6 +41,7 @@ _SOCKET_OPTIONS = [
 ]
 # What the first use of a connection that the server closed in that very moment ends with.
 _CLOSED_MEANWHILE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+_CONNECTED = {"connection.connect_tcp.complete", "connection.start_tls.complete"}
 _HEADERS = {
     "User-Agent": "relay-capture",
     "Accept": "*/*",
@@ -58,21 +61,32 @@ class Answer:
 
 
 class _Used:
-    """Whether a request went over a new connection, as httpcore tells it."""
+    """Whether a request went over a new connection, as httpcore tells it; `keep` gets each one's socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[socket.socket], None]) -> None:
+        self._keep = keep
         self.is_new = False
 
-    def see(self, event: str, _info: object) -> None:
+    def see(self, event: str, info: dict[str, Any]) -> None:
         if event == "connection.connect_tcp.started":
             self.is_new = True
+        elif event in _CONNECTED:
+            self._keep(info["return_value"].get_extra_info("socket"))
 
 
 class Ingest:
-    """One keep-alive client of the cloud."""
+    """One keep-alive client of the cloud.
+
+    With `unsent_bytes`, so much of a body waits in the kernel at most, where the system can do that.
+    """
 
     def __init__(
-        self, settings: IngestSettings, *, tls: ssl.SSLContext | None = None, limit: Limit | None = None
+        self,
+        settings: IngestSettings,
+        *,
+        tls: ssl.SSLContext | None = None,
+        limit: Limit | None = None,
+        unsent_bytes: int | None = None,
     ) -> None:
         if settings.url is None:
             raise ConfigError("no cloud is set; expected its base URL; set RELAY_CLOUD")
@@ -86,19 +100,39 @@ class Ingest:
             verify=tls or tls_context(settings.ca_file),
             trust_env=False,
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
-            socket_options=_SOCKET_OPTIONS,
+            socket_options=[*_SOCKET_OPTIONS, *_unsent_at_most(unsent_bytes)],
         )
+        self._sockets: list[socket.socket] = []
+        self.is_cut = False
 
     def close(self) -> None:
         self._transport.close()
 
+    def cut(self) -> None:
+        """End what this client is at with an error, for good. The one method that another thread may call."""
+        self.is_cut = True
+        for each in self._sockets.copy():
+            _shut(each)
+
+    def _keep(self, connected: socket.socket) -> None:
+        self._sockets = [each for each in self._sockets if each.fileno() >= 0]
+        self._sockets.append(connected)
+        if self.is_cut:
+            _shut(connected)
+
     def send_segment(
-        self, claim: Claim, token: str, *, answer_seconds: float | None = None, is_live: bool = True
+        self,
+        claim: Claim,
+        token: str,
+        *,
+        answer_seconds: float | None = None,
+        is_live: bool = True,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> tuple[Outcome, str]:
         """POST a segment from its file. Returns the outcome and the SHA-256 (hex) of what was sent.
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
-        `is_live` says whose share of a capped line it takes.
+        `is_live` says whose share of a capped line it takes. `on_sent` is called when the body has left.
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
@@ -118,7 +152,8 @@ class Ingest:
         }
 
         def body() -> Iterator[bytes]:
-            return pieces(content.chunks(), deadline, self._limit, is_live=is_live)
+            yield from pieces(content.chunks(), deadline, self._limit, is_live=is_live)
+            on_sent()
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
         timeout = httpx.Timeout(min(seconds, answer_seconds or seconds), connect=CONNECT_SECONDS)
@@ -170,7 +205,7 @@ class Ingest:
     ) -> Outcome:
         timeout = timeout or httpx.Timeout(self._settings.attempt_seconds, connect=CONNECT_SECONDS)
         allowed = success or tuple(self._settings.success)
-        used = _Used()
+        used = _Used(self._keep)
         try:
             for _ in range(_MOST_REDIRECTS):
 
@@ -196,7 +231,8 @@ class Ingest:
             return Outcome(Kind.TRANSIENT, 0, str(error))
         except httpx.TransportError as error:
             timed_out = isinstance(error, httpx.TimeoutException)
-            return Outcome(Kind.TRANSIENT, 0, _describe(error, token), timed_out=timed_out)
+            failed = Outcome(Kind.TRANSIENT, 0, _describe(error, token), timed_out=timed_out)
+            return deadline_passed() if self.is_cut else failed
         except httpx.InvalidURL:
             return Outcome(Kind.REJECTED, 0, "the cloud redirects to something that is no URL")
         return Outcome(Kind.TRANSIENT, 0, "the cloud redirects in circles")
@@ -208,7 +244,7 @@ class Ingest:
         try:
             return self._exchange(request())
         except _CLOSED_MEANWHILE:
-            if used.is_new:
+            if used.is_new or self.is_cut:
                 raise
         return self._exchange(request())
 
@@ -224,6 +260,20 @@ class Ingest:
             return response.status_code, response.headers, text[:_ANSWER_BYTES]
         finally:
             response.close()
+
+
+def _unsent_at_most(size: int | None) -> list[tuple[int, int, int]]:
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if size is None or option is None or sys.platform != "linux":
+        return []
+    return [(socket.IPPROTO_TCP, option, size)]
+
+
+def _shut(connected: socket.socket) -> None:
+    """Shut a connection that another thread may be reading or writing: that one sees it end."""
+    with contextlib.suppress(OSError):
+        # Of the socket below TLS: the method of ssl.SSLSocket would go on in plain text.
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
 def deadline_passed() -> Outcome:
@@ -250,7 +300,7 @@ def _request_of(
     headers: dict[str, str],
     timeout: httpx.Timeout,
     content: Iterator[bytes] | None = None,
-    trace: Callable[[str, object], None] | None = None,
+    trace: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> httpx.Request:
     extensions = {"timeout": timeout.as_dict(), **({"trace": trace} if trace else {})}
     return httpx.Request(method, url, headers={**_HEADERS, **headers}, content=content, extensions=extensions)

@@ -33,10 +33,15 @@ class Batch:
         self._debts = debts
         self._remembered = Remembered()
         self._lane = ExitStack()
+        self._keys = {debt.key for debt in debts}
+        self._begun: set[str] = set()
+        self._under_way: set[str] = set()
         self._failed: set[str] = set()
+        self._has_left = False
         self._turn: str | None = None
         self.has_lane = False
         self.delivered = 0
+        self.refusal: tuple[Outcome, str] | None = None  # and the camera: others may have another token
 
     def due(self) -> Iterator[Debt]:
         """Yield what to send next: one at least, then until time is up or a new segment waits."""
@@ -51,15 +56,33 @@ class Batch:
                     return
                 ask_at = now + ASK_SECONDS
             self._turn = debt.camera
+            self._begun.add(debt.key)
+            self._under_way.add(debt.key)
             yield debt
 
     def note(self, debt: Debt, outcome: Outcome | str) -> None:
         """Note what became of one; words where there was nothing to try, or the gate was shut."""
+        self._under_way.discard(debt.key)
         if isinstance(outcome, str):
             return
         if outcome.kind is Kind.TRANSIENT:
             self._failed.add(debt.key)
+        elif outcome.kind is Kind.FATAL:
+            self.refusal = self.refusal or (outcome, debt.camera)
         self.delivered += outcome.kind is Kind.OK
+
+    def leave_lane(self) -> None:
+        """Let others have the lane when the last body has left, though some answers are still on their way.
+
+        Not where something failed, or no answer came yet: a cloud that hangs shall not have two batches hang.
+        """
+        if self._under_way and self.delivered and not self._failed:
+            self._worker.memory.conclude(
+                done=self._keys - self._under_way, failed=[], window=None, turn=self._turn
+            )
+            self._lane.close()
+            self._has_left = True
+            self._worker.recover_soon()
 
     def __enter__(self) -> Self:
         with suppress(OSError):  # one lane then, as without any knowledge
@@ -76,8 +99,10 @@ class Batch:
                 delivered=self.delivered,
                 failed=len(self._failed),
             )
-        done = {debt.key for debt in self._debts} - self._failed
-        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=self._turn)
+        done, turn = self._keys - self._failed, self._turn
+        if self._has_left:  # others have had turns since, and may be at what this one did not get to
+            done, turn = done & self._begun, None
+        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=turn)
         self._lane.close()
-        if self.delivered:
+        if self.delivered and not self._has_left:
             self._worker.recover_soon()

@@ -25,8 +25,11 @@ from capture.timetable import parse_timetable
 from tasks.celery import app, settings
 from tasks.memory import Memory
 from tasks.metrics import metering
+from tasks.sending import Sender
 
 LEFT_SECONDS = 2.0
+# So little of a body waits in the kernel that "it has left" is true, also on a slow line.
+UNSENT_BYTES = 64 * 1024
 NOT_MOUNTED = "the spool is not mounted"
 
 log = structlog.get_logger()
@@ -48,16 +51,18 @@ class Worker:
         self._left_at = float("-inf")
         self._is_mounted = True
         self._tls: ssl.SSLContext | None = None
-        self._ingest: Ingest | None = None
+        self.sender = Sender(self._client)
 
     @property
     def ingest(self) -> Ingest:
         """The warm client."""
-        if self._ingest is None:
-            # Reading the authorities takes 20 ms: once per process, also when the client is dropped.
-            self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
-            self._ingest = Ingest(self.settings.ingest, tls=self._tls, limit=self._limit())
-        return self._ingest
+        return self.sender.ingest
+
+    def _client(self, is_beside_others: bool) -> Ingest:  # noqa: FBT001 - its only argument
+        # Reading the authorities takes 20 ms: once per process, also when a client is dropped.
+        self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
+        unsent = UNSENT_BYTES if is_beside_others else None
+        return Ingest(self.settings.ingest, tls=self._tls, limit=self._limit(), unsent_bytes=unsent)
 
     def _limit(self) -> Limiter | None:
         rate = self.settings.ingest.max_rate
@@ -76,10 +81,6 @@ class Worker:
             log.info("spool_mounted_again")
         self._is_mounted = True
         return True
-
-    def drop_client(self) -> None:
-        """Forget the client after a time limit fired in it. Not closed: closing could block for ever."""
-        self._ingest = None
 
     def report(self, outcome: Outcome, token: str, camera: str) -> None:
         """Tell the gate of an attempt for a camera, and everybody of what that changed."""

@@ -1,0 +1,232 @@
+"""Requests on their way to the cloud: one after the other, or of a batch beside each other.
+
+On a line with a long round trip, one upload at a time leaves it empty while each answer is waited for. So
+while the answer to one travels, the body of the next one does. Bodies still leave one after the other: a new
+segment meets one of them beside it, and a slow line is not shared by several. Where answers come at once,
+all is sent by the thread of the task.
+
+Threads do nothing but the exchange with the cloud. Claims, gate, journal and metrics stay with the thread of
+the task, and no exchange outlives its batch: the time limit of that cuts what is still under way.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from capture.claim import Claim
+from capture.ingest import Ingest, deadline_passed
+from capture.outcome import Outcome
+from capture.spool import Debt
+
+# Enough for segments that take a seventh of a round trip each; the cloud sees as many connections.
+MOST_AT_ONCE = 8
+MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
+PAYS_SECONDS = 0.005  # of waiting for an answer; below, handing over to a thread costs more than it gains
+LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
+
+Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
+Note: TypeAlias = Callable[[Debt, Outcome | str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an attempt wants to have sent."""
+
+    claim: Claim
+    token: str
+    answer_seconds: float | None
+    is_live: bool
+
+
+# An attempt: it yields what it wants to have sent, and goes on when that is done.
+Steps: TypeAlias = Generator[Request, Sent, Outcome | str]
+
+
+@dataclass(eq=False)
+class _Exchange:
+    """One request under way, maybe in a thread of its own, which writes here and says `is_done` last."""
+
+    debt: Debt | None
+    steps: Steps
+    request: Request
+    ingest: Ingest
+    wake: "queue.SimpleQueue[None]"
+    result: Sent | BaseException = field(default_factory=lambda: (deadline_passed(), ""))
+    left_at: float | None = None  # when its body had left, in monotonic seconds
+    waited: float | None = None  # seconds from then until the answer
+    is_done: bool = False
+
+    def run(self) -> None:
+        """Send, and keep what becomes of it. Raises SoftTimeLimitExceeded in the thread of the task."""
+        request = self.request
+        try:
+            self.result = self.ingest.send_segment(
+                request.claim,
+                request.token,
+                answer_seconds=request.answer_seconds,
+                is_live=request.is_live,
+                on_sent=self._note_sent,
+            )
+            if self.left_at is not None and self.result[0].status:
+                self.waited = time.monotonic() - self.left_at
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:  # noqa: BLE001 - the attempt gets it, in the thread of the task
+            self.result = error
+        finally:
+            self.is_done = True
+            self.wake.put(None)
+
+    def _note_sent(self) -> None:
+        self.left_at = time.monotonic()
+        self.wake.put(None)
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.left_at is None and not self.is_done
+
+    def conclude(self) -> Outcome | str:
+        """Let the attempt go on with the result, and return what became of it."""
+        try:
+            if isinstance(self.result, Exception):
+                self.steps.throw(self.result)
+            else:
+                self.steps.send(self.result)  # type: ignore[arg-type] # nothing else is kept
+        except StopIteration as end:
+            return _value(end)
+        raise RuntimeError("an attempt sends once")
+
+
+class Sender:
+    """Sends for one process: its warm clients, and how long they waited for their answers."""
+
+    def __init__(self, make: Callable[[bool], Ingest]) -> None:
+        """`make` makes a client; it is told whether that is for requests beside others."""
+        self._make = make
+        self._own: Ingest | None = None
+        self._others: list[Ingest] = []
+        self._waits = (0.0, 0.0)  # seconds, for the last two answers of batches
+        self._running: list[_Exchange] = []
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    @property
+    def ingest(self) -> Ingest:
+        """The client of the task's own thread."""
+        if self._own is None:
+            self._own = self._make(False)
+        return self._own
+
+    def one(self, steps: Steps) -> Outcome | str:
+        """Take an attempt to its end. Celery's soft time limit ends the wait for the cloud."""
+        try:
+            request = next(steps)
+        except StopIteration as end:
+            return _value(end)
+        return self._here(_Exchange(None, steps, request, self.ingest, self._wake))
+
+    def many(
+        self,
+        debts: Iterable[Debt],
+        begin: Callable[[Debt], Steps],
+        *,
+        note: Note,
+        on_last: Callable[[], None],
+    ) -> None:
+        """Upload all of them, and `note` what became of each, as they are done.
+
+        The next one is asked for when its body may leave. `on_last` is called when the last body has left:
+        some answers may still be waited for. The soft time limit ends that.
+        """
+        try:
+            for debt in debts:
+                self._begin(debt, begin(debt), note)
+                self._land(note, while_=lambda: not self._has_room())
+            on_last()
+            self._land(note, while_=lambda: bool(self._running))
+        except SoftTimeLimitExceeded:
+            self._cut()
+            self._land(note, while_=lambda: bool(self._running))
+        finally:
+            self._abandon()
+
+    def _begin(self, debt: Debt, steps: Steps, note: Note) -> None:
+        try:
+            request = next(steps)
+        except StopIteration as end:
+            note(debt, _value(end))
+            return
+        if min(self._waits) >= PAYS_SECONDS:
+            ingest = self._others.pop() if self._others else self._make(True)
+            exchange = _Exchange(debt, steps, request, ingest, self._wake)
+            if self._started(exchange):
+                return
+        exchange = _Exchange(debt, steps, request, self.ingest, self._wake)
+        note(debt, self._here(exchange))
+        self._learn(exchange)
+
+    def _here(self, exchange: _Exchange) -> Outcome | str:
+        try:
+            exchange.run()
+        except SoftTimeLimitExceeded:
+            self._own = None  # not closed: closing could block for ever
+            self._cut()
+        return exchange.conclude()
+
+    def _started(self, exchange: _Exchange) -> bool:
+        """Run it in a thread; False where the system has none left."""
+        try:
+            threading.Thread(target=exchange.run, name="upload", daemon=True).start()
+        except RuntimeError:
+            self._others.append(exchange.ingest)
+            return False
+        self._running.append(exchange)
+        return True
+
+    def _has_room(self) -> bool:
+        running = self._running
+        return (
+            not any(exchange.is_leaving for exchange in running)
+            and len(running) < MOST_AT_ONCE
+            and sum(exchange.request.claim.size for exchange in running) < MOST_BYTES
+        )
+
+    def _land(self, note: Note, *, while_: Callable[[], bool]) -> None:
+        """Conclude what is done, and wait for more of it for as long as that holds."""
+        while True:
+            for exchange in [each for each in self._running if each.is_done]:
+                self._running.remove(exchange)
+                if not exchange.ingest.is_cut:
+                    self._others.append(exchange.ingest)
+                self._learn(exchange)
+                assert exchange.debt is not None  # noqa: S101 - only those of a batch have a thread
+                note(exchange.debt, exchange.conclude())
+            if not while_():
+                return
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=LOOK_SECONDS)
+
+    def _learn(self, exchange: _Exchange) -> None:
+        if exchange.waited is not None:
+            self._waits = (self._waits[1], exchange.waited)
+
+    def _cut(self) -> None:
+        for exchange in self._running:
+            exchange.ingest.cut()
+
+    def _abandon(self) -> None:
+        """After an error in the middle of a batch: leave nothing under way and no segment locked."""
+        self._cut()
+        for exchange in self._running:
+            exchange.steps.close()
+        self._running.clear()
+
+
+def _value(end: StopIteration) -> Outcome | str:
+    value: Outcome | str = end.value
+    return value
