@@ -1,5 +1,6 @@
 """How a batch of backlog segments is worked through: in a lane, not for long, and new video goes first."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.worker import Worker
 
 # Long enough for a message to be worth its cost, short enough for everybody to have a turn.
-BATCH_SECONDS = 2.0
+BATCH_SECONDS = 4.0
 # How often a batch asks the broker whether new video waits: on a fast line it sends hundreds a second.
 ASK_SECONDS = 0.05
 
@@ -39,26 +40,39 @@ class Batch:
         self._failed: set[str] = set()
         self._has_left = False
         self._turn: str | None = None
+        self._ask_at = -math.inf  # before the second one in any case
+        self._waiting_since = math.inf
         self.has_lane = False
         self.delivered = 0
         self.refusal: tuple[Outcome, str] | None = None  # and the camera: others may have another token
 
     def due(self) -> Iterator[Debt]:
         """Yield what to send next: one at least, then until time is up or a new segment waits."""
-        now = time.monotonic()
-        until, ask_at = now + BATCH_SECONDS, now  # before the second one in any case
+        until = time.monotonic() + BATCH_SECONDS
         for number, debt in enumerate(self._debts):
-            now = time.monotonic()
-            if number and now >= until:
+            if number and (time.monotonic() >= until or self._must_make_way()):
                 return
-            if number and now >= ask_at:
-                if self._worker.memory.live_waits():
-                    return
-                ask_at = now + ASK_SECONDS
             self._turn = debt.camera
             self._begun.add(debt.key)
             self._under_way.add(debt.key)
             yield debt
+
+    def _must_make_way(self) -> bool:
+        """Tell whether a new segment waits that nobody else takes sooner; the broker is asked now and then.
+
+        Where uploads overlap, this process is free only when the last answers are here. Another one that has
+        none to wait for takes the new segment within the time of an upload, as a rule.
+        """
+        now = time.monotonic()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ASK_SECONDS
+        if not self._worker.memory.live_waits():
+            self._waiting_since = math.inf
+            return False
+        self._waiting_since = min(self._waiting_since, now)
+        patience = self._worker.sender.upload_seconds if self._remembered.spare else 0.0
+        return now - self._waiting_since >= patience
 
     def note(self, debt: Debt, outcome: Outcome | str) -> None:
         """Note what became of one; words where there was nothing to try, or the gate was shut."""
@@ -95,7 +109,7 @@ class Batch:
         if self.delivered or self._failed:
             window = next_window(
                 self._remembered.window,
-                lanes=self._remembered.lanes,
+                lanes=1 if self._worker.sender.overlaps else self._remembered.lanes,
                 delivered=self.delivered,
                 failed=len(self._failed),
             )

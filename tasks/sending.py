@@ -23,11 +23,9 @@ from capture.claim import Claim
 from capture.ingest import Ingest, deadline_passed
 from capture.outcome import Outcome
 from capture.spool import Debt
+from tasks.width import Width
 
-# Enough for segments that take a seventh of a round trip each; the cloud sees as many connections.
-MOST_AT_ONCE = 8
 MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
-PAYS_SECONDS = 0.005  # of waiting for an answer; below, handing over to a thread costs more than it gains
 LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
 
 Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
@@ -60,11 +58,13 @@ class _Exchange:
     result: Sent | BaseException = field(default_factory=lambda: (deadline_passed(), ""))
     left_at: float | None = None  # when its body had left, in monotonic seconds
     waited: float | None = None  # seconds from then until the answer
+    took: float = 0.0  # seconds from the beginning
+    beside: int = 0  # how many others were under way then
     is_done: bool = False
 
     def run(self) -> None:
         """Send, and keep what becomes of it. Raises SoftTimeLimitExceeded in the thread of the task."""
-        request = self.request
+        request, began = self.request, time.monotonic()
         try:
             self.result = self.ingest.send_segment(
                 request.claim,
@@ -74,7 +74,8 @@ class _Exchange:
                 on_sent=self._note_sent,
             )
             if self.left_at is not None and self.result[0].status:
-                self.waited = time.monotonic() - self.left_at
+                now = time.monotonic()
+                self.waited, self.took = now - self.left_at, now - began
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # noqa: BLE001 - the attempt gets it, in the thread of the task
@@ -104,15 +105,16 @@ class _Exchange:
 
 
 class Sender:
-    """Sends for one process: its warm clients, and how long they waited for their answers."""
+    """Sends for one process: its warm clients, and what it knows of the line."""
 
     def __init__(self, make: Callable[[bool], Ingest]) -> None:
         """`make` makes a client; it is told whether that is for requests beside others."""
         self._make = make
         self._own: Ingest | None = None
         self._others: list[Ingest] = []
-        self._waits = (0.0, 0.0)  # seconds, for the last two answers of batches
+        self._width = Width()
         self._running: list[_Exchange] = []
+        self._next_at = 0.0
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     @property
@@ -121,6 +123,16 @@ class Sender:
         if self._own is None:
             self._own = self._make(False)
         return self._own
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether uploads of one batch overlap, so that others beside it would only crowd the line."""
+        return self._width.most > 1
+
+    @property
+    def upload_seconds(self) -> float:
+        """How long an upload of a batch takes of late, where they overlap; 0 where they do not."""
+        return self._width.took if self.overlaps else 0.0
 
     def one(self, steps: Steps) -> Outcome | str:
         """Take an attempt to its end. Celery's soft time limit ends the wait for the cloud."""
@@ -161,7 +173,7 @@ class Sender:
         except StopIteration as end:
             note(debt, _value(end))
             return
-        if min(self._waits) >= PAYS_SECONDS:
+        if self._width.most > 1:
             ingest = self._others.pop() if self._others else self._make(True)
             exchange = _Exchange(debt, steps, request, ingest, self._wake)
             if self._started(exchange):
@@ -185,15 +197,18 @@ class Sender:
         except RuntimeError:
             self._others.append(exchange.ingest)
             return False
+        exchange.beside = len(self._running)
         self._running.append(exchange)
+        self._next_at = time.monotonic() + self._width.spacing
         return True
 
     def _has_room(self) -> bool:
         running = self._running
         return (
             not any(exchange.is_leaving for exchange in running)
-            and len(running) < MOST_AT_ONCE
+            and len(running) < self._width.most
             and sum(exchange.request.claim.size for exchange in running) < MOST_BYTES
+            and (not running or time.monotonic() >= self._next_at)
         )
 
     def _land(self, note: Note, *, while_: Callable[[], bool]) -> None:
@@ -209,11 +224,15 @@ class Sender:
             if not while_():
                 return
             with contextlib.suppress(queue.Empty):
-                self._wake.get(timeout=LOOK_SECONDS)
+                self._wake.get(timeout=self._look_seconds())
+
+    def _look_seconds(self) -> float:
+        left = self._next_at - time.monotonic()
+        return left if 0 < left < LOOK_SECONDS else LOOK_SECONDS
 
     def _learn(self, exchange: _Exchange) -> None:
         if exchange.waited is not None:
-            self._waits = (self._waits[1], exchange.waited)
+            self._width.note(exchange.waited, exchange.took, beside=exchange.beside)
 
     def _cut(self) -> None:
         for exchange in self._running:
