@@ -258,20 +258,20 @@ def test_a_file_read_as_fast_as_it_goes_counts_from_its_beginning():
 def test_a_last_segment_that_is_closed_long_after_its_last_frame_stays_where_it_was():
     timeline = Timeline(NOON, paced=True)
     timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
-    last = timeline.place(2.0, 3.0, NOON + timedelta(seconds=13), last_frame_ago=10.0)
+    last = timeline.place(2.0, 3.0, NOON + timedelta(seconds=13), ended_ago=10.0)
     assert last == NOON + timedelta(seconds=2)
 
 
 def test_an_only_segment_that_is_closed_long_after_its_last_frame_ends_with_that():
     timeline = Timeline(NOON, paced=True)
-    start = timeline.place(0.0, 3.0, NOON + timedelta(seconds=13), last_frame_ago=10.0)
+    start = timeline.place(0.0, 3.0, NOON + timedelta(seconds=13), ended_ago=10.0)
     assert start == NOON
 
 
 def test_a_clock_that_is_stepped_during_a_silence_is_followed():
     timeline = Timeline(NOON, paced=True)
     timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
-    after = timeline.place(2.0, 3.0, NOON + timedelta(hours=1, seconds=11), last_frame_ago=8.0)
+    after = timeline.place(2.0, 3.0, NOON + timedelta(hours=1, seconds=11), ended_ago=8.0)
     assert after == NOON + timedelta(hours=1, seconds=2)
 
 
