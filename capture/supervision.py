@@ -234,9 +234,8 @@ class _Report:
 class Arrivals:
     """How long ago a stream was at one of its times: seconds of the stream, and of a monotonic clock.
 
-    ffmpeg reports every second. Its last report of new frames may come most of a second after the last of
-    them, and frames may come after that report; with B-frames, or sound that lags, its time is a little
-    behind the pictures.
+    ffmpeg reports every second: the last report of new frames may come almost a second after the last of
+    them, or know of none that came since. With B-frames, or sound that lags, its time is somewhat behind.
     """
 
     def __init__(self) -> None:
@@ -276,7 +275,7 @@ class Timeline:
     A paced source ends a segment when its last frame arrives, so its time of closing corrects a clock
     that drifts or is stepped; small jitter is ignored. An unpaced one (a file as fast as it goes) just
     counts from its beginning. The last segment of a source that fell silent is closed long after its last
-    frame, which proves nothing about the clock.
+    frame, which proves nothing about the clock: it stays where those before it have it.
     """
 
     begun_at: datetime
@@ -292,7 +291,7 @@ class Timeline:
             return self.begun_at + timedelta(seconds=start)
         latest = closed_at - timedelta(seconds=end)
         earliest = latest - timedelta(seconds=ended_ago if ended_ago >= SHORTEST_SILENCE else 0.0)
-        # Anything between is as good: how long a silence was is known to a second or so.
+        # What lies between is believed: how long a silence was is known to about a second.
         if self._zero is None or not earliest - _DRIFT <= self._zero <= latest + _DRIFT:
             self._zero = earliest
         return self._zero + timedelta(seconds=start)

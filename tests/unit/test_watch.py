@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 import structlog
@@ -198,6 +199,7 @@ def test_a_silence_in_the_middle_moves_nothing_that_came_after_it(stage, gone, p
     frames = steadily(0.0, 4.6) + steadily(again, 16.6, time=again if gone else 4.6)
     borders = (3.0, 9.0, 12.0) if gone else (3.0, 6.0, 9.0)
     found = play(stage, frames, borders=borders, ended=16.6, phase=phase)
+    assert all(after.start >= before.end for before, after in pairwise(found))
     came = [0.0, 3.0, 9.0, 12.0]
     # What the silence is in is placed by its start or its end, which of them is a matter of when it was cut.
     for segment, at in [(found[0], came[0]), *zip(found[2:], came[2:], strict=True)]:
