@@ -163,6 +163,7 @@ class Watch:
             return
         if scan.frames and not self.frames:  # sooner than ffmpeg's report of it
             self._watchdog.see(1, now)
+            self._arrivals.see(1, now, None)
             self.frames = 1
             self._on_frame()
         if scan.key_frames > self._keys_seen:

@@ -173,6 +173,20 @@ def test_an_only_segment_ends_before_the_silence(stage, silence, phase):
     assert seconds(stage, only.end) == pytest.approx(4.7, abs=2 * FRAME)
 
 
+def test_an_ffmpeg_that_stands_still_before_its_first_report_moves_no_segment(stage):
+    stage.path.write_bytes(stream(SMALL))
+    stage.clock.step(0.3)
+    stage.watch.tick()
+    stage.clock.step(0.7)
+    stage.watch.take(SegmentClosed(1, 0.0, 1.0))
+    stage.clock.step(10.0)
+    stage.session.open_path(2).write_bytes(stream(SMALL))
+    stage.watch.take(SegmentClosed(2, 1.0, 1.2))
+    before, last = stage.owed
+    assert seconds(stage, before.start) == pytest.approx(0.0)
+    assert last.start == before.end
+
+
 @pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
