@@ -28,12 +28,14 @@ TOLERATED_DRIFT = 0.01  # seconds per second; a bad quartz is off by 0.0001
 MOST_RUNAWAYS = 3
 TOLERATED_RUNAWAY = 3.0
 LARGEST_DRIFT = 2.0
+SHORTEST_SILENCE = 1.0  # what is shorter may be a late report or a line that jitters
 NO_FIRST_FRAME = "no first frame"
 NO_KEY_FRAME = "no key frame"
 TIMES_AHEAD = "its times run ahead of the clock"
 TIMES_BEHIND = "its times fall behind the clock"
 LARGEST_SALVAGE_DOUBT = 60.0
 STREAM_TURN_SECONDS = (1 << 33) / 90_000
+_DRIFT = timedelta(seconds=LARGEST_DRIFT)
 
 
 class State(StrEnum):
@@ -127,10 +129,6 @@ class Watchdog:
         self._key_interval: float | None = None
         self._drift = Drift(self._expected.tolerated_drift)
         self._asked_at = now
-
-    def last_frame_ago(self, now: float) -> float:
-        """Return the seconds since there were more frames than before, 0 before the first."""
-        return now - self._moved_at if self._frames else 0.0
 
     def hear(self, now: float) -> None:
         """Note that ffmpeg said something: it does so every second, frames or not."""
@@ -226,6 +224,50 @@ class Drift:
             self.seconds = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Report:
+    frames: int
+    out_time: float
+    at: float
+
+
+class Arrivals:
+    """How long ago a stream was at one of its times: seconds of the stream, and of a monotonic clock.
+
+    ffmpeg reports every second: the last report of new frames may come almost a second after the last of
+    them, or know of none that came since. With B-frames, or sound that lags, its time is somewhat behind.
+    """
+
+    def __init__(self) -> None:
+        self._last = _Report(0, 0.0, math.inf)
+        self._came_at: float | None = None  # the last frame of a report
+        self._out_time = 0.0  # the end of that frame
+        self._frame_seconds = 0.0
+
+    def see(self, frames: int, now: float, out_time: float | None) -> None:
+        """Note how many frames there are by now, and how far the stream is (None: not known)."""
+        if not frames:
+            return
+        before = self._last
+        self._last = _Report(frames, before.out_time if out_time is None else out_time, now)
+        if frames <= before.frames:
+            return
+        passed = self._last.out_time - before.out_time
+        if passed > 0:  # they came since the report before, and no faster than they are to be shown
+            self._came_at = min(now, before.at + passed)
+            self._out_time = self._last.out_time
+        else:  # a time that stands while frames come tells nothing of them
+            self._came_at, self._out_time = now, math.inf
+        self._frame_seconds = max(0.0, passed) / (frames - before.frames)
+
+    def ago(self, end: float, now: float) -> float:
+        """Return for how many seconds the stream has been silent since it was at `end`; 0 if it was not."""
+        if self._came_at is None:
+            return 0.0
+        ahead = self._frame_seconds + max(0.0, end - self._out_time)  # what of `end` lies beyond that frame
+        return max(0.0, now - self._came_at - ahead)
+
+
 @dataclass
 class Timeline:
     """Places stream times on the wall clock, contiguous segments side by side.
@@ -233,27 +275,25 @@ class Timeline:
     A paced source ends a segment when its last frame arrives, so its time of closing corrects a clock
     that drifts or is stepped; small jitter is ignored. An unpaced one (a file as fast as it goes) just
     counts from its beginning. The last segment of a source that fell silent is closed long after its last
-    frame, which proves nothing about the clock.
+    frame, which proves nothing about the clock: it stays where those before it have it.
     """
 
     begun_at: datetime
     paced: bool
     _zero: datetime | None = None
 
-    def place(
-        self, start: float, end: float, closed_at: datetime, *, last_frame_ago: float = 0.0
-    ) -> datetime:
+    def place(self, start: float, end: float, closed_at: datetime, *, ended_ago: float = 0.0) -> datetime:
         """Return when a segment of stream time `start` … `end` (seconds) began.
 
-        `last_frame_ago` are the seconds from the last frame that was heard of to the closing.
+        `ended_ago` are the seconds for which the stream had been silent since `end` when it was closed.
         """
         if not self.paced:
             return self.begun_at + timedelta(seconds=start)
-        zero = closed_at - timedelta(seconds=end)
-        if last_frame_ago > LARGEST_DRIFT and (self._zero is None or self._is_off(zero)):
-            zero -= timedelta(seconds=last_frame_ago)
-        if self._zero is None or self._is_off(zero):
-            self._zero = zero
+        latest = closed_at - timedelta(seconds=end)
+        earliest = latest - timedelta(seconds=ended_ago if ended_ago >= SHORTEST_SILENCE else 0.0)
+        # What lies between is believed: how long a silence was is known to about a second.
+        if self._zero is None or not earliest - _DRIFT <= self._zero <= latest + _DRIFT:
+            self._zero = earliest
         return self._zero + timedelta(seconds=start)
 
     def place_salvaged(self, start: float, guess: datetime) -> datetime:
@@ -267,6 +307,3 @@ class Timeline:
         turns = round(((guess - self._zero).total_seconds() - start) / STREAM_TURN_SECONDS)
         begun = self._zero + timedelta(seconds=start + turns * STREAM_TURN_SECONDS)
         return begun if abs((begun - guess).total_seconds()) < LARGEST_SALVAGE_DOUBT else guess
-
-    def _is_off(self, zero: datetime) -> bool:
-        return self._zero is not None and abs((zero - self._zero).total_seconds()) > LARGEST_DRIFT

@@ -11,7 +11,14 @@ from capture.ffmpeg import CaptureOptions, Progress, SegmentClosed
 from capture.process import LineTail
 from capture.recorder import Recorder
 from capture.source import Source, SourceKind, redact
-from capture.supervision import NO_KEY_FRAME, Expectations, Timeline, Watchdog, first_frame_patience
+from capture.supervision import (
+    NO_KEY_FRAME,
+    Arrivals,
+    Expectations,
+    Timeline,
+    Watchdog,
+    first_frame_patience,
+)
 
 _TIMED_OUT = b"Failed reading RTSP data: Connection timed out"
 _SAID_BYTES = 4096
@@ -45,6 +52,7 @@ class Watch:
         self._log = log
         self._on_frame = on_frame
         self.begun = clock.monotonic()
+        self._arrivals = Arrivals()
         self._timeline = Timeline(clock.now(), paced=options.realtime or self._is_live)
         self._watchdog = Watchdog(
             self.begun,
@@ -88,7 +96,9 @@ class Watch:
         if isinstance(event, SegmentClosed):
             self._take_segment(event)
         else:
-            self._watchdog.see(event.frames, self._clock.monotonic(), event.out_time)
+            now = self._clock.monotonic()
+            self._watchdog.see(event.frames, now, event.out_time)
+            self._arrivals.see(event.frames, now, event.out_time)
             if event.frames > self.frames:
                 self.frames = event.frames
                 self._on_frame()
@@ -113,10 +123,10 @@ class Watch:
 
     def _take_segment(self, event: SegmentClosed) -> None:
         now = self._clock.monotonic()
-        ago = self._watchdog.last_frame_ago(now)
+        ago = self._arrivals.ago(event.end, now)
         self._watchdog.see_segment(now)
         self._keys_seen = 0
-        start = self._timeline.place(event.start, event.end, self._clock.now(), last_frame_ago=ago)
+        start = self._timeline.place(event.start, event.end, self._clock.now(), ended_ago=ago)
         try:
             scan = self._recorder.take(event.sequence, start, event.end - event.start)
         except (OSError, RelayError) as error:
@@ -153,6 +163,7 @@ class Watch:
             return
         if scan.frames and not self.frames:  # sooner than ffmpeg's report of it
             self._watchdog.see(1, now)
+            self._arrivals.see(1, now, None)
             self.frames = 1
             self._on_frame()
         if scan.key_frames > self._keys_seen:

@@ -13,6 +13,7 @@ from capture.supervision import (
     STABLE_SECONDS,
     STALL_SECONDS,
     TOLERATED_RUNAWAY,
+    Arrivals,
     Drift,
     Expectations,
     Ladder,
@@ -214,11 +215,13 @@ def test_time_in_which_we_were_stopped_ourselves_does_not_count():
     )
 )
 def test_no_report_of_ffmpeg_makes_it_raise(reports):
-    watchdog = Watchdog(0.0, LIVE)
+    watchdog, arrivals = Watchdog(0.0, LIVE), Arrivals()
     for now, frames, out_time in reports:
         watchdog.hear(now)
         watchdog.see(frames, now, out_time)
         watchdog.complaint(now)
+        arrivals.see(frames, now, out_time)
+        assert 0 <= arrivals.ago(out_time, now + 1) <= 1e6 + 1
 
 
 def test_a_jitter_spreads_the_waits_by_its_share():
@@ -258,20 +261,44 @@ def test_a_file_read_as_fast_as_it_goes_counts_from_its_beginning():
 def test_a_last_segment_that_is_closed_long_after_its_last_frame_stays_where_it_was():
     timeline = Timeline(NOON, paced=True)
     timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
-    last = timeline.place(2.0, 3.0, NOON + timedelta(seconds=13), last_frame_ago=10.0)
+    last = timeline.place(2.0, 3.0, NOON + timedelta(seconds=13), ended_ago=10.0)
     assert last == NOON + timedelta(seconds=2)
+
+
+@pytest.mark.parametrize("error", [-1.0, -0.4, 0.0, 0.4, 1.0, 2.5])
+@pytest.mark.parametrize("silence", [2.0, 2.5, 3.0, 4.0, 9.0])
+@pytest.mark.parametrize("late", [0.0, 0.5, 1.9])
+def test_a_silence_moves_nothing_though_its_length_is_not_known_well(silence, error, late):
+    timeline = Timeline(NOON, paced=True)
+    first = timeline.place(0.0, 2.0, NOON + timedelta(seconds=2 + late))
+    closed = NOON + timedelta(seconds=3 + silence)
+    last = timeline.place(2.0, 3.0, closed, ended_ago=silence + error)
+    assert last - first == timedelta(seconds=2)
+
+
+@pytest.mark.parametrize(
+    ("ago", "seconds"), [(0.0, 0.0), (0.9, 0.0), (1.0, 1.0), (1.6, 1.6), (2.5, 2.5), (4.0, 4.0)]
+)
+def test_an_only_segment_is_moved_by_a_silence_and_not_by_jitter(ago, seconds):
+    start = Timeline(NOON, paced=True).place(0.0, 3.0, NOON + timedelta(seconds=3), ended_ago=ago)
+    assert start == NOON - timedelta(seconds=seconds)
+
+
+def test_a_file_read_as_fast_as_it_goes_knows_no_silence():
+    timeline = Timeline(NOON, paced=False)
+    assert timeline.place(60.0, 70.0, NOON, ended_ago=9.0) == NOON + timedelta(seconds=60)
 
 
 def test_an_only_segment_that_is_closed_long_after_its_last_frame_ends_with_that():
     timeline = Timeline(NOON, paced=True)
-    start = timeline.place(0.0, 3.0, NOON + timedelta(seconds=13), last_frame_ago=10.0)
+    start = timeline.place(0.0, 3.0, NOON + timedelta(seconds=13), ended_ago=10.0)
     assert start == NOON
 
 
 def test_a_clock_that_is_stepped_during_a_silence_is_followed():
     timeline = Timeline(NOON, paced=True)
     timeline.place(0.0, 2.0, NOON + timedelta(seconds=2))
-    after = timeline.place(2.0, 3.0, NOON + timedelta(hours=1, seconds=11), last_frame_ago=8.0)
+    after = timeline.place(2.0, 3.0, NOON + timedelta(hours=1, seconds=11), ended_ago=8.0)
     assert after == NOON + timedelta(hours=1, seconds=2)
 
 
