@@ -1,0 +1,52 @@
+"""What the kernel knows of a connection whose attempt failed: a slow line, or nobody there."""
+
+import array
+import fcntl
+import socket
+import struct
+import sys
+import termios
+
+# Who acknowledged anything within this time is there.
+LIVING_SECONDS = 15.0
+# tcpi_last_ack_recv in milliseconds, within struct tcp_info of linux/tcp.h.
+_LAST_ACK = struct.Struct("=56xI")
+
+
+class Connection:
+    """The socket of a client's connection: it stays the client's, and is only looked at."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self.was_slow = False
+
+    def is_now(self, found: socket.socket | None) -> None:
+        """Note that the client has a new one."""
+        self._socket = found
+
+    def forget(self) -> None:
+        """Begin an attempt."""
+        self.was_slow = False
+
+    def look(self) -> None:
+        """Note whether bytes are still on their way to somebody who is there."""
+        if self._socket is not None:
+            self.was_slow = is_slow(self._socket)
+
+
+def is_slow(connection: socket.socket) -> bool:
+    """Tell whether the peer lives and has not taken everything yet; False where the kernel does not say.
+
+    A window that is shut counts, as its probes are answered. A peer that has everything and does not answer
+    is not slow, it hangs; one that acknowledges nothing is gone.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK.size)
+        waiting = array.array("i", [0])
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, waiting)
+        (silent_ms,) = _LAST_ACK.unpack(info)
+    except (OSError, ValueError, struct.error):  # closed meanwhile
+        return False
+    return waiting[0] > 0 and silent_ms < LIVING_SECONDS * 1000
