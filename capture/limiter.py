@@ -70,7 +70,7 @@ class Limiter:
         local_time: Callable[[], datetime] = datetime.now,
     ) -> None:
         # By host: those that share a spool need not share a line.
-        self._path = directory / f"rate-{_host()}.bin"
+        self._path = directory / f"rate-{host()}.bin"
         self._is_shared = True
         _remove_old(self._path)
         self._timetable = timetable
@@ -121,7 +121,7 @@ class Limiter:
         return pause
 
 
-def _host() -> str:
+def host() -> str:
     """Return a name that all containers of a machine have in common, for as long as it runs."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -10,7 +10,6 @@ from capture.claim import Claim, HostileNameError, claim, parse_names
 from capture.errors import ConfigError
 from capture.gate import Verdict
 from capture.handoff import END_SESSION, LIVE, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, hint
-from capture.ingest import deadline_passed
 from capture.metrics_catalogue import HeldBack
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName
@@ -159,21 +158,28 @@ def _hostile(found: str) -> str:
 def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Outcome | str:
     camera = claimed.session.camera
     token = worker.token(camera)
-    with worker.gate.admit(token) as admission:
+    with worker.narrow.turn(is_live=is_live) as is_mine, worker.gate.admit(token) as admission:
+        if not is_mine:
+            worker.meter.held_back(HeldBack.SLOW_LINE)
+            return "owed: the line is slow, and another has it"
         if not admission.may_try:
             worker.meter.held_back(held_back(admission.verdict))
             return "owed: " + (
                 "the token is refused" if admission.verdict is Verdict.REFUSED else "the cloud is down"
             )
+        # A probe in a hurry says nothing on a slow line, and leaves it full.
+        patience = None if worker.narrow.too_large() else admission.answer_seconds
         begun = time.monotonic()
         try:
             outcome, sha256 = worker.ingest.send_segment(
-                claimed, token, answer_seconds=admission.answer_seconds, is_live=is_live
+                claimed, token, answer_seconds=patience, is_live=is_live
             )
         except SoftTimeLimitExceeded:
+            outcome, sha256 = worker.ingest.deadline_passed(), ""
             worker.drop_client()
-            outcome, sha256 = deadline_passed(), ""
-        worker.meter.attempted(claimed, outcome, seconds=time.monotonic() - begun, attempt=attempt)
+        seconds = time.monotonic() - begun
+        worker.meter.attempted(claimed, outcome, seconds=seconds, attempt=attempt)
+        worker.narrow.note(outcome, size=claimed.size, seconds=seconds)
         if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
             worker.report(outcome, token, camera)
             _settle(worker, claimed, outcome, sha256, attempt)

@@ -17,6 +17,7 @@ from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
 from capture.lanes import Lanes
 from capture.limiter import Limiter
+from capture.narrow import Narrow
 from capture.outcome import Outcome
 from capture.recovery import Shortlist
 from capture.settings import Settings, read_token
@@ -42,6 +43,7 @@ class Worker:
         self.gate = Gate(self.spool, settings.ingest)
         self.memory = Memory(app, self.spool.id)
         self.lanes = Lanes(self.spool.state)
+        self.narrow = Narrow(self.spool, settings.ingest)
         self.shortlist = Shortlist(self.spool)
         self.meter = metering.meter()
         self.meter.watch(self.spool.journal)
