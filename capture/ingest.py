@@ -71,7 +71,7 @@ class _Used:
         elif event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
             self._line.is_now(info["return_value"].get_extra_info("socket"))
         elif event.endswith(("request_body.failed", "response_headers.failed")):
-            self._line.look()  # it is closed in a moment
+            self._line.give_up()  # it is closed in a moment
 
 
 class Ingest:

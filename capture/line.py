@@ -1,6 +1,7 @@
 """What the kernel knows of a connection whose attempt failed: a slow line, or nobody there."""
 
 import array
+import contextlib
 import fcntl
 import socket
 import struct
@@ -11,6 +12,7 @@ import termios
 LIVING_SECONDS = 15.0
 # tcpi_last_ack_recv in milliseconds, within struct tcp_info of linux/tcp.h.
 _LAST_ACK = struct.Struct("=56xI")
+_DROP = struct.pack("ii", 1, 0)
 
 
 class Connection:
@@ -28,10 +30,16 @@ class Connection:
         """Begin an attempt."""
         self.was_slow = False
 
-    def look(self) -> None:
-        """Note whether bytes are still on their way to somebody who is there."""
+    def give_up(self) -> None:
+        """Note whether bytes are still on their way to somebody who is there; its close is to drop them.
+
+        Otherwise the kernel would go on sending what is left of a vain attempt, in the way of the next one:
+        on a slow line that can be a minute's worth.
+        """
         if self._socket is not None:
             self.was_slow = is_slow(self._socket)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
 
 
 def is_slow(connection: socket.socket) -> bool:

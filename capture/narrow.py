@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import structlog
 
 from capture.limiter import host
-from capture.locks import exclusive
+from capture.locks import exclusive, one_after_the_other
 from capture.outcome import Kind, Outcome, attempt_seconds
 from capture.settings import IngestSettings
 from capture.spool import Spool, read_json
@@ -40,6 +40,7 @@ class Narrow:
         self._known = spool.state / f"{name}.json"
         self._turn = spool.state / f"{name}.lock"
         self._next = spool.state / f"{name}-live.lock"
+        self._guard = spool.state / f"{name}-note.lock"
 
     def too_large(self) -> int:
         """Return the bytes of the segment that used up its time; 0 while the line counts as fast enough."""
@@ -72,20 +73,22 @@ class Narrow:
         """Note what an attempt tells of the line."""
         whole, known = attempt_seconds(self._settings, size), self.too_large()
         if outcome.is_slow:
-            self._write(size)
-            if not known:
-                log.warning(
-                    "line_slow",
-                    bytes=size,
-                    seconds=round(seconds),
-                    then="one upload at a time until one is fast",
-                )
+            self._begin(size, seconds)
         elif known and outcome.kind is Kind.OK:
             if size >= known * LIKE_SHARE and seconds < whole * WIDE_SHARE:
                 self._known.unlink(missing_ok=True)
                 log.info("line_fast_again", bytes=size, seconds=round(seconds, 1))
             else:
                 self._write(known)
+
+    def _begin(self, size: int, seconds: float) -> None:
+        """Note it, and say so once: those that shared the line all end at about the same time."""
+        with one_after_the_other(self._guard):
+            known = self.too_large()
+            self._write(size)
+        if not known:
+            then = "one upload at a time until one is fast"
+            log.warning("line_slow", bytes=size, seconds=round(seconds), then=then)
 
     def _write(self, size: int) -> None:
         try:

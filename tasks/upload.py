@@ -179,7 +179,6 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
             worker.drop_client()
         seconds = time.monotonic() - begun
         worker.meter.attempted(claimed, outcome, seconds=seconds, attempt=attempt)
-        worker.narrow.note(outcome, size=claimed.size, seconds=seconds)
         if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
             worker.report(outcome, token, camera)
             _settle(worker, claimed, outcome, sha256, attempt)
@@ -188,9 +187,17 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
                 _settle(worker, claimed, outcome, sha256, attempt)
             finally:  # the cloud has answered, whatever our disk says
                 worker.report(outcome, token, camera)
+        _note_line(worker, claimed, outcome, seconds, is_live=is_live)
     if admission.verdict is Verdict.PROBE and outcome.kind is Kind.TRANSIENT:
         worker.probe_again()
     return outcome
+
+
+def _note_line(worker: Worker, claimed: Claim, outcome: Outcome, seconds: float, *, is_live: bool) -> None:
+    """Note what an attempt tells of the line; where uploads go one at a time, what made way may go now."""
+    worker.narrow.note(outcome, size=claimed.size, seconds=seconds)
+    if is_live and outcome.kind is Kind.OK and worker.narrow.too_large():  # a batch does so itself
+        worker.leave_to_recover()
 
 
 def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:

@@ -16,8 +16,9 @@ from capture.settings import IngestSettings
 from capture.sink import Fault, Sink
 from tests.conftest import PACKET, add_segment, start_session
 
-RATE = 100_000  # bytes per second
-SIZE = 188 * 1600  # three seconds of it; with so much to spare that one alone is always in time
+RATE = 200_000  # bytes per second
+PACKETS = 3200
+SIZE = 188 * PACKETS  # three seconds of it, and more than what all buffers on the way hold for each
 WINDOW = 32 * 1024
 
 
@@ -48,9 +49,8 @@ def test_who_takes_nothing_more_is_slow_and_who_took_it_all_hangs(spool, size):
     """A far end that was handed everything owes an answer; only one that still has to take some is slow."""
     with start_session(spool) as session, holding() as url:
         owed = add_segment(session, 1, PACKET * (size // 188))
-        outcome = attempt(
-            session, owed.segment, IngestSettings(url=url, attempt_seconds=1, slowest_uplink=10**9)
-        )
+        settings = IngestSettings(url=url, attempt_seconds=1, slowest_uplink=10**9)
+        outcome = attempt(session, owed.segment, settings)
     assert (outcome.kind, outcome.timed_out) == (Kind.TRANSIENT, True)
     assert outcome.is_slow is (size > WINDOW)
 
@@ -110,7 +110,7 @@ def test_four_that_share_a_slow_line_all_arrive_after_one_vain_attempt_each(spoo
     with line_process(sink.port, rate=RATE, rtt=0.08) as port, start_session(spool) as session:
         settings = IngestSettings(url=f"http://127.0.0.1:{port}", attempt_seconds=3, slowest_uplink=RATE)
         senders = [
-            Sender(session, add_segment(session, number, PACKET * 1600).segment, settings, until=until)
+            Sender(session, add_segment(session, number, PACKET * PACKETS).segment, settings, until=until)
             for number in range(1, 5)
         ]
         for each in senders:
@@ -119,5 +119,5 @@ def test_four_that_share_a_slow_line_all_arrive_after_one_vain_attempt_each(spoo
             each.join(100)
     assert [each.is_delivered for each in senders] == [True] * 4
     assert len(sink.receipts()) == 4
-    # What the line still holds of the first ones may cost another.
+    # What the line still holds of the first ones may cost some more.
     assert sum(each.attempts for each in senders) <= 12

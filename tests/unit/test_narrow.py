@@ -57,17 +57,18 @@ def test_no_old_video_begins_while_new_waits_for_its_turn(narrow, other):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "size", "seconds", "is_over"),
+    ("outcome", "last", "is_over"),
     [
-        (OK, SIZE, 7.0, True),
-        (OK, SIZE, 8.0, False),
-        (OK, SIZE // 4, 1.0, True),
-        (OK, SIZE // 5, 0.1, False),
-        (HANGS, SIZE, 1.0, False),
+        (OK, (SIZE, 7.0), True),
+        (OK, (SIZE, 8.0), False),
+        (OK, (SIZE // 4, 1.0), True),
+        (OK, (SIZE // 5, 0.1), False),
+        (HANGS, (SIZE, 1.0), False),
     ],
 )
-def test_one_of_that_size_that_is_fast_lets_all_others_go(narrow, other, outcome, size, seconds, is_over):
+def test_one_of_that_size_that_is_fast_lets_all_others_go(narrow, other, outcome, last, is_over):
     narrow.note(SLOW, size=SIZE, seconds=60.0)
+    size, seconds = last
     narrow.note(outcome, size=size, seconds=seconds)
     assert turns(narrow, other) == (True, is_over)
 
