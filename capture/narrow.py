@@ -26,6 +26,7 @@ LIKE_SHARE = 1 / 4
 KNOWN_SECONDS = 600.0
 # New video waits for its turn for so much of what an attempt has on top of the time for its bytes.
 WAIT_SHARE = 0.5
+_OLD_SECONDS = 86400.0
 
 log = structlog.get_logger()
 
@@ -87,8 +88,17 @@ class Narrow:
             known = self.too_large()
             self._write(size)
         if not known:
+            self._remove_old()
             then = "one upload at a time until one is fast"
             log.warning("line_slow", bytes=size, seconds=round(seconds), then=then)
+
+    def _remove_old(self) -> None:
+        """Remove what other machines, and this one before it started anew, left behind."""
+        own, now = {self._known, self._turn, self._next, self._guard}, self._spool.clock.time()
+        for path in set(self._spool.state.glob("narrow-*")) - own:
+            with contextlib.suppress(OSError):
+                if now - path.lstat().st_mtime > _OLD_SECONDS:
+                    path.unlink()
 
     def _write(self, size: int) -> None:
         try:

@@ -1,5 +1,7 @@
 """A line too slow for several uploads at once: whose turn it is, and when that is over."""
 
+import os
+
 import pytest
 
 from capture.ingest import silent_seconds
@@ -94,6 +96,15 @@ def test_each_slow_success_keeps_it(narrow, other, clock):
 def test_a_damaged_note_is_none(narrow, other, text):
     narrow._known.write_text(text)
     assert turns(narrow, other) == (True, True)
+
+
+def test_what_other_machines_left_long_ago_is_removed(narrow, spool, clock):
+    old, young = spool.state / "narrow-a.lock", spool.state / "narrow-b.lock"
+    for path, age in ((old, 90_000), (young, 80_000)):
+        path.touch()
+        os.utime(path, (clock.time() - age,) * 2)
+    narrow.note(SLOW, size=SIZE, seconds=60.0)
+    assert (old.exists(), young.exists(), narrow.too_large()) == (False, True, SIZE)
 
 
 @pytest.mark.parametrize(("slowest", "seconds"), [(64_000, 19.096), (10_000, 41.2144), (256 * 1024, 16.0)])
