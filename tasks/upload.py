@@ -156,12 +156,18 @@ def _hostile(found: str) -> str:
 
 
 def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Outcome | str:
+    # Before the gate is asked: who has no turn on the line must not take one of its probes.
+    with worker.narrow.turn(is_live=is_live) as is_mine:
+        if is_mine:
+            return _attempt_now(worker, claimed, attempt, is_live=is_live)
+    worker.meter.held_back(HeldBack.SLOW_LINE)
+    return "owed: the line is slow, and another has it"
+
+
+def _attempt_now(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Outcome | str:
     camera = claimed.session.camera
     token = worker.token(camera)
-    with worker.narrow.turn(is_live=is_live) as is_mine, worker.gate.admit(token) as admission:
-        if not is_mine:
-            worker.meter.held_back(HeldBack.SLOW_LINE)
-            return "owed: the line is slow, and another has it"
+    with worker.gate.admit(token) as admission:
         if not admission.may_try:
             worker.meter.held_back(held_back(admission.verdict))
             return "owed: " + (
