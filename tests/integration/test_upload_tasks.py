@@ -53,6 +53,16 @@ def test_on_a_slow_line_a_batch_leaves_it_to_whoever_has_it_and_asks_for_the_nex
     assert (RECOVER, [True, False]) in messages(broker, LIVE)
 
 
+def test_who_has_no_turn_on_a_slow_line_leaves_a_patient_probe_to_the_one_that_has_it(spool, sink):
+    name, slow = past_session(spool, owes=1), Outcome(Kind.TRANSIENT, 0, "", timed_out=True, is_slow=True)
+    this_worker().narrow.note(slow, size=10**6, seconds=45.0)
+    put_down(spool, probes=PATIENT_PROBE_EVERY - 1)
+    before = this_worker().gate.outage()
+    with Narrow(spool, this_worker().settings.ingest).turn(is_live=False):
+        assert upload_batch(pairs(spool, name)) == "sent 0 of 1"
+    assert this_worker().gate.outage() == before
+
+
 # --- batches ---------------------------------------------------------------------------------------
 
 
