@@ -28,7 +28,8 @@ from capture.settings import IngestSettings
 from capture.spool import Spool, read_json
 
 FAILURES_TO_OPEN = 3
-DEAR_FAILURE = 2  # a cloud that never answers costs a whole deadline each time: two of those are enough
+# A cloud that never answers costs a whole deadline each time: two of those are enough.
+DEAR_FAILURE = 2
 FIRST_PROBE_SECONDS = 1.0
 # Together below the ten seconds within which new video has to pass again after an outage.
 SLOWEST_PROBE_SECONDS = 4.0
@@ -265,7 +266,7 @@ class Gate:
         with one_after_the_other(self._spool.state / "breaker.lock"):
             state = read_json(self._breaker)
             before = int(_number(state, "failures"))
-            failures = before + (DEAR_FAILURE if outcome.timed_out else 1)
+            failures = before + (DEAR_FAILURE if outcome.timed_out and not outcome.is_slow else 1)
             asked = min(outcome.retry_after or 0.0, LONGEST_ASKED_SECONDS)
             if asked:  # the cloud said itself for how long: nobody else needs to find out
                 failures = max(failures, FAILURES_TO_OPEN)

@@ -14,18 +14,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from capture.claim import Claim
-from capture.ingest import Ingest, deadline_passed
+from capture.ingest import Ingest
+from capture.live_bytes import LiveBytes
 from capture.outcome import Outcome
 from capture.spool import Debt
 from tasks.width import Width
 
 MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
+MOST_SPACINGS = 4.0  # between two uploads: the backlog keeps a share where new video never ends
 LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
 
 Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
@@ -55,7 +57,7 @@ class _Exchange:
     request: Request
     ingest: Ingest
     wake: "queue.SimpleQueue[None]"
-    result: Sent | BaseException = field(default_factory=lambda: (deadline_passed(), ""))
+    result: Sent | Exception | None = None
     left_at: float | None = None  # when its body had left, in monotonic seconds
     waited: float | None = None  # seconds from then until the answer
     took: float = 0.0  # seconds from the beginning
@@ -98,7 +100,7 @@ class _Exchange:
             if isinstance(self.result, Exception):
                 self.steps.throw(self.result)
             else:
-                self.steps.send(self.result)  # type: ignore[arg-type] # nothing else is kept
+                self.steps.send(self.result or (self.ingest.deadline_passed(), ""))
         except StopIteration as end:
             return _value(end)
         raise RuntimeError("an attempt sends once")
@@ -107,14 +109,23 @@ class _Exchange:
 class Sender:
     """Sends for one process: its warm clients, and what it knows of the line."""
 
-    def __init__(self, make: Callable[[bool], Ingest]) -> None:
-        """`make` makes a client; it is told whether that is for requests beside others."""
+    def __init__(
+        self, make: Callable[[bool], Ingest], live: LiveBytes, is_slow: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`make` makes a client; it is told whether that is for requests beside others.
+
+        `live` counts what this host sends of new video. `is_slow` tells whether the line is too slow for more
+        than one at once.
+        """
         self._make = make
+        self._live = live
+        self._live_seen = 0  # bytes
+        self._is_slow = is_slow
         self._own: Ingest | None = None
         self._others: list[Ingest] = []
         self._width = Width()
         self._running: list[_Exchange] = []
-        self._next_at = 0.0
+        self._began_at = self._next_at = 0.0
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     @property
@@ -127,7 +138,7 @@ class Sender:
     @property
     def overlaps(self) -> bool:
         """Whether uploads of one batch overlap, so that others beside it would only crowd the line."""
-        return self._width.most > 1
+        return self._width.most > 1 and not self._is_slow()
 
     @property
     def upload_seconds(self) -> float:
@@ -140,6 +151,8 @@ class Sender:
             request = next(steps)
         except StopIteration as end:
             return _value(end)
+        if request.is_live:
+            self._live.add(request.claim.size)
         return self._here(_Exchange(None, steps, request, self.ingest, self._wake))
 
     def many(
@@ -155,6 +168,7 @@ class Sender:
         The next one is asked for when its body may leave. `on_last` is called when the last body has left:
         some answers may still be waited for. The soft time limit ends that.
         """
+        self._live_seen = self._live.total()
         try:
             for debt in debts:
                 self._begin(debt, begin(debt), note)
@@ -173,7 +187,7 @@ class Sender:
         except StopIteration as end:
             note(debt, _value(end))
             return
-        if self._width.most > 1:
+        if self.overlaps:
             ingest = self._others.pop() if self._others else self._make(True)
             exchange = _Exchange(debt, steps, request, ingest, self._wake)
             if self._started(exchange):
@@ -199,14 +213,24 @@ class Sender:
             return False
         exchange.beside = len(self._running)
         self._running.append(exchange)
-        self._next_at = time.monotonic() + self._width.spacing
+        self._began_at = time.monotonic()
+        self._next_at = self._began_at + self._width.spacing
         return True
+
+    def _give_way(self) -> None:
+        """Begin the next one later by the time that new video needs which began meanwhile; not for ever."""
+        seen, self._live_seen = self._live_seen, self._live.total()
+        if self._live_seen > seen and self._width.rate:
+            latest = self._began_at + MOST_SPACINGS * self._width.spacing
+            self._next_at = min(latest, self._next_at + (self._live_seen - seen) / self._width.rate)
 
     def _has_room(self) -> bool:
         running = self._running
+        if running:
+            self._give_way()
         return (
             not any(exchange.is_leaving for exchange in running)
-            and len(running) < self._width.most
+            and len(running) < (self._width.most if self.overlaps else 1)
             and sum(exchange.request.claim.size for exchange in running) < MOST_BYTES
             and (not running or time.monotonic() >= self._next_at)
         )
@@ -232,7 +256,9 @@ class Sender:
 
     def _learn(self, exchange: _Exchange) -> None:
         if exchange.waited is not None:
-            self._width.note(exchange.waited, exchange.took, beside=exchange.beside)
+            self._width.note(
+                exchange.waited, exchange.took, size=exchange.request.claim.size, beside=exchange.beside
+            )
 
     def _cut(self) -> None:
         for exchange in self._running:

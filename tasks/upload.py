@@ -151,6 +151,15 @@ def _hostile(found: str) -> str:
 
 
 def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Steps:
+    # Before the gate is asked: who has no turn on the line must not take one of its probes.
+    with worker.narrow.turn(is_live=is_live) as is_mine:
+        if is_mine:
+            return (yield from _attempt_now(worker, claimed, attempt, is_live=is_live))
+    worker.meter.held_back(HeldBack.SLOW_LINE)
+    return "owed: the line is slow, and another has it"
+
+
+def _attempt_now(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Steps:
     camera = claimed.session.camera
     token = worker.token(camera)
     with worker.gate.admit(token) as admission:
@@ -159,9 +168,12 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
             return "owed: " + (
                 "the token is refused" if admission.verdict is Verdict.REFUSED else "the cloud is down"
             )
+        # A probe in a hurry says nothing on a slow line, and leaves it full.
+        patience = None if worker.narrow.too_large() else admission.answer_seconds
         begun = time.monotonic()
-        outcome, sha256 = yield Request(claimed, token, admission.answer_seconds, is_live)
-        worker.meter.attempted(claimed, outcome, seconds=time.monotonic() - begun, attempt=attempt)
+        outcome, sha256 = yield Request(claimed, token, patience, is_live)
+        seconds = time.monotonic() - begun
+        worker.meter.attempted(claimed, outcome, seconds=seconds, attempt=attempt)
         if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
             worker.report(outcome, token, camera)
             _settle(worker, claimed, outcome, sha256, attempt)
@@ -170,9 +182,17 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
                 _settle(worker, claimed, outcome, sha256, attempt)
             finally:  # the cloud has answered, whatever our disk says
                 worker.report(outcome, token, camera)
+        _note_line(worker, claimed, outcome, seconds, is_live=is_live)
     if admission.verdict is Verdict.PROBE and outcome.kind is Kind.TRANSIENT:
         worker.probe_again()
     return outcome
+
+
+def _note_line(worker: Worker, claimed: Claim, outcome: Outcome, seconds: float, *, is_live: bool) -> None:
+    """Note what an attempt tells of the line; where uploads go one at a time, what made way may go now."""
+    worker.narrow.note(outcome, size=claimed.size, seconds=seconds)
+    if is_live and outcome.kind is Kind.OK and worker.narrow.too_large():  # a batch does so itself
+        worker.leave_to_recover()
 
 
 def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:

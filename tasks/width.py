@@ -32,6 +32,7 @@ class Width:
         self._shortest: deque[float] = deque(maxlen=KEPT_ROUNDS)
         self._pause = self._left = 0  # rounds
         self._took: deque[float] = deque(maxlen=MOST)
+        self._sizes: deque[int] = deque(maxlen=MOST)
 
     @property
     def took(self) -> float:
@@ -43,12 +44,18 @@ class Width:
         """Seconds from the beginning of one upload to that of the next."""
         return 0.0 if self.most == 1 else self.took / (self.most * GAIN)
 
-    def note(self, waited: float, took: float, *, beside: int) -> None:
+    @property
+    def rate(self) -> float:
+        """Bytes per second of the uploads that begin so; 0 where they do not overlap."""
+        return sum(self._sizes) / len(self._sizes) / self.spacing if self.spacing else 0.0
+
+    def note(self, waited: float, took: float, *, size: int, beside: int) -> None:
         """Note an answer, so many seconds after the body had left, and after the upload began.
 
         `beside` so many others: the first ones of a batch find the line empty, and tell of that alone.
         """
         self._took.append(took)
+        self._sizes.append(size)
         self._base = min(self._base, waited)
         if beside < self.most - 1:
             return

@@ -17,6 +17,8 @@ from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
 from capture.lanes import Lanes
 from capture.limiter import Limiter
+from capture.live_bytes import LiveBytes
+from capture.narrow import Narrow
 from capture.outcome import Outcome
 from capture.recovery import Shortlist
 from capture.settings import Settings, read_token
@@ -45,13 +47,15 @@ class Worker:
         self.gate = Gate(self.spool, settings.ingest)
         self.memory = Memory(app, self.spool.id)
         self.lanes = Lanes(self.spool.state)
+        self.narrow = Narrow(self.spool, settings.ingest)
         self.shortlist = Shortlist(self.spool)
         self.meter = metering.meter()
         self.meter.watch(self.spool.journal)
         self._left_at = float("-inf")
         self._is_mounted = True
         self._tls: ssl.SSLContext | None = None
-        self.sender = Sender(self._client)
+        live = LiveBytes(self.spool.state)
+        self.sender = Sender(self._client, live, is_slow=lambda: bool(self.narrow.too_large()))
 
     @property
     def ingest(self) -> Ingest:
