@@ -17,7 +17,7 @@ MOST = 8  # enough for segments that take a seventh of a round trip each; the cl
 PAYS_SECONDS = 0.005  # of waiting for an answer; below, handing over to a thread costs more than it gains
 FIRST_ROUND, ROUND = 2, 10  # answers; of ten, one at least met no new segment on its way
 QUEUED = 1.25  # times the shortest wait
-GAIN = 1.15  # a little sooner than evenly: a line that is empty for a moment is lost for good
+GAIN = 1.3  # a little sooner than evenly: a line that is empty for a moment is lost for good
 LONGEST_PAUSE = 32  # rounds between two tries that did not help
 KEPT_ROUNDS = 16  # in which the shortest wait is looked for: a line can change
 
