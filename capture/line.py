@@ -35,6 +35,10 @@ class Connection:
 
     def cut(self) -> None:
         """Shut it, and each that comes: who reads or writes it, in whatever thread, sees it end."""
+        if self._socket is not None:
+            self.was_slow = is_slow(
+                self._socket
+            )  # as long as it says so: its end, too, has to be acknowledged
         self.is_cut = True
         for each in self._open.copy():
             _shut(each)
@@ -50,7 +54,8 @@ class Connection:
         on a slow line that can be a minute's worth.
         """
         if self._socket is not None:
-            self.was_slow = is_slow(self._socket)
+            if not self.is_cut:
+                self.was_slow = is_slow(self._socket)
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
 
