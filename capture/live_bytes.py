@@ -7,6 +7,7 @@ counter is a small file; losing it is harmless: the two share the line then.
 import fcntl
 import os
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from capture.limiter import host, remove_old
 
 _COUNT = struct.Struct("<Q")
 _MOST = 2**63
+TRIES, TRY_SECONDS = 5, 0.001
 
 
 class LiveBytes:
@@ -24,11 +26,12 @@ class LiveBytes:
         remove_old(self._path)
 
     def add(self, size: int) -> None:
-        """Count what begins now; on a full disk that is lost."""
+        """Count what begins now; on a full disk, or where somebody else holds the file, that is lost."""
         with suppress(OSError):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if not _locked(descriptor):
+                    return
                 os.pwrite(descriptor, _COUNT.pack((_read(descriptor) + size) % _MOST), 0)
             finally:
                 os.close(descriptor)
@@ -45,6 +48,18 @@ class LiveBytes:
             return 0
         finally:
             os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock it within a few milliseconds; whoever holds it for longer must not hold up new video."""
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(TRY_SECONDS)
+        else:
+            return True
+    return False
 
 
 def _read(descriptor: int) -> int:

@@ -8,11 +8,11 @@ used up its time. Losing it is harmless: some attempts use up their time again.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 
 import structlog
 
+from capture.gate import number_of
 from capture.limiter import host
 from capture.locks import exclusive, one_after_the_other
 from capture.outcome import Kind, Outcome, attempt_seconds
@@ -27,6 +27,7 @@ KNOWN_SECONDS = 600.0
 # New video waits for its turn for so much of what an attempt has on top of the time for its bytes.
 WAIT_SHARE = 0.5
 _OLD_SECONDS = 86400.0
+_LARGEST = 2.0**50  # bytes
 
 log = structlog.get_logger()
 
@@ -47,12 +48,11 @@ class Narrow:
         """Return the bytes of the segment that used up its time; 0 while the line counts as fast enough."""
         if not self._known.exists():
             return 0
-        known = read_json(self._known)
-        at, size = known.get("at"), known.get("bytes")
-        if not isinstance(at, int | float) or not isinstance(size, int) or not math.isfinite(at):
-            return 0
+        known = read_json(self._known)  # may be damaged
+        at, size = number_of(known, "at"), number_of(known, "bytes")
         # A clock that was set back makes it young for ever: such a note does not count.
-        return size if 0 <= self._spool.clock.time() - at < KNOWN_SECONDS else 0
+        is_young = 0 <= self._spool.clock.time() - at < KNOWN_SECONDS
+        return int(size) if is_young and 0 < size < _LARGEST else 0
 
     @contextlib.contextmanager
     def turn(self, *, is_live: bool) -> Iterator[bool]:
@@ -65,9 +65,12 @@ class Narrow:
             yield True
             return
         with contextlib.ExitStack() as stack:
-            with exclusive(self._next) as is_next:
-                wait = self._settings.attempt_seconds * WAIT_SHARE if is_live else 0.0
-                is_mine = is_next and stack.enter_context(exclusive(self._turn, wait=wait))
+            try:
+                with exclusive(self._next) as is_next:
+                    wait = self._settings.attempt_seconds * WAIT_SHARE if is_live else 0.0
+                    is_mine = is_next and stack.enter_context(exclusive(self._turn, wait=wait))
+            except OSError:  # a full disk has no room for locks: uploads are what makes room
+                is_mine = True
             yield is_mine
 
     def note(self, outcome: Outcome, *, size: int, seconds: float) -> None:
@@ -94,8 +97,8 @@ class Narrow:
 
     def _remove_old(self) -> None:
         """Remove what other machines, and this one before it started anew, left behind."""
-        own, now = {self._known, self._turn, self._next, self._guard}, self._spool.clock.time()
-        for path in set(self._spool.state.glob("narrow-*")) - own:
+        own, now = {self._known}, self._spool.clock.time()
+        for path in set(self._spool.state.glob("narrow-*.json")) - own:
             with contextlib.suppress(OSError):
                 if now - path.lstat().st_mtime > _OLD_SECONDS:
                     path.unlink()

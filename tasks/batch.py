@@ -74,6 +74,11 @@ class Batch:
         patience = self._worker.sender.upload_seconds if self._remembered.spare else 0.0
         return now - self._waiting_since >= patience
 
+    def _lanes(self) -> int:
+        """Return how many lanes there are to be: where uploads overlap, one for each host fills its line."""
+        most = self._remembered.hosts if self._worker.sender.overlaps else self._remembered.lanes
+        return min(most, self._remembered.lanes)
+
     def note(self, debt: Debt, outcome: Outcome | str) -> None:
         """Note what became of one; words where there was nothing to try, or the gate was shut."""
         self._under_way.discard(debt.key)
@@ -109,7 +114,7 @@ class Batch:
         if self.delivered or self._failed:
             window = next_window(
                 self._remembered.window,
-                lanes=1 if self._worker.sender.overlaps else self._remembered.lanes,
+                lanes=self._lanes(),
                 delivered=self.delivered,
                 failed=len(self._failed),
             )

@@ -44,6 +44,7 @@ class Remembered:
     backlog: int = 0
     lanes: int = 1  # the most batches of the backlog at once
     spare: int = 0  # processes that take new segments beside them
+    hosts: int = 1  # of workers
 
 
 def count_spare(workers: Iterable[tuple[int, Collection[str]]]) -> int:
@@ -185,7 +186,13 @@ def _remembered(
         backlog=backlog,
         lanes=count_lanes(alive),
         spare=count_spare(alive),
+        hosts=len({_host(node) for node, said in workers.items() if _alive([said], now)}) or 1,
     )
+
+
+def _host(node: bytes) -> bytes:
+    """Return the host of ``name@host/pid``."""
+    return node.partition(b"/")[0].rpartition(b"@")[2]
 
 
 def _number(text: str) -> float:

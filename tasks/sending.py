@@ -14,12 +14,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from capture.claim import Claim
+from capture.errors import ConfigError
 from capture.ingest import Ingest
 from capture.live_bytes import LiveBytes
 from capture.outcome import Outcome
@@ -56,13 +57,16 @@ class _Exchange:
     steps: Steps
     request: Request
     ingest: Ingest
-    wake: "queue.SimpleQueue[None]"
+    wake: "queue.SimpleQueue[None] | None" = None  # of the thread of the task, where that is another
     result: Sent | Exception | None = None
     left_at: float | None = None  # when its body had left, in monotonic seconds
     waited: float | None = None  # seconds from then until the answer
     took: float = 0.0  # seconds from the beginning
     beside: int = 0  # how many others were under way then
     is_done: bool = False
+    _turn: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # is taken by its thread, or by nobody any more
 
     def run(self) -> None:
         """Send, and keep what becomes of it. Raises SoftTimeLimitExceeded in the thread of the task."""
@@ -84,11 +88,26 @@ class _Exchange:
             self.result = error
         finally:
             self.is_done = True
-            self.wake.put(None)
+            self._tell()
+
+    def run_in_thread(self) -> None:
+        """Send, unless it was given up before this thread began."""
+        if self._turn.acquire(blocking=False):
+            self.run()
+
+    def give_up(self) -> None:
+        """End it with an error: the exchange, or the thread that would begin it."""
+        self.ingest.cut()
+        if self._turn.acquire(blocking=False):
+            self.is_done = True
 
     def _note_sent(self) -> None:
         self.left_at = time.monotonic()
-        self.wake.put(None)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.wake is not None:
+            self.wake.put(None)
 
     @property
     def is_leaving(self) -> bool:
@@ -96,14 +115,7 @@ class _Exchange:
 
     def conclude(self) -> Outcome | str:
         """Let the attempt go on with the result, and return what became of it."""
-        try:
-            if isinstance(self.result, Exception):
-                self.steps.throw(self.result)
-            else:
-                self.steps.send(self.result or (self.ingest.deadline_passed(), ""))
-        except StopIteration as end:
-            return _value(end)
-        raise RuntimeError("an attempt sends once")
+        return _resumed(self.steps, self.result or (self.ingest.deadline_passed(), ""))
 
 
 class Sender:
@@ -153,7 +165,7 @@ class Sender:
             return _value(end)
         if request.is_live:
             self._live.add(request.claim.size)
-        return self._here(_Exchange(None, steps, request, self.ingest, self._wake))
+        return self._here(None, steps, request)
 
     def many(
         self,
@@ -178,6 +190,10 @@ class Sender:
         except SoftTimeLimitExceeded:
             self._cut()
             self._land(note, while_=lambda: bool(self._running))
+        except Exception:  # what others have delivered is to be written down all the same
+            self._cut()
+            self._land(note, while_=lambda: bool(self._running))
+            raise
         finally:
             self._abandon()
 
@@ -187,32 +203,37 @@ class Sender:
         except StopIteration as end:
             note(debt, _value(end))
             return
-        if self.overlaps:
-            ingest = self._others.pop() if self._others else self._make(True)
-            exchange = _Exchange(debt, steps, request, ingest, self._wake)
-            if self._started(exchange):
-                return
-        exchange = _Exchange(debt, steps, request, self.ingest, self._wake)
-        note(debt, self._here(exchange))
-        self._learn(exchange)
+        if not (self.overlaps and self._started(debt, steps, request)):
+            note(debt, self._here(debt, steps, request))
 
-    def _here(self, exchange: _Exchange) -> Outcome | str:
+    def _here(self, debt: Debt | None, steps: Steps, request: Request) -> Outcome | str:
+        try:
+            exchange = _Exchange(debt, steps, request, self.ingest)
+        except ConfigError as error:
+            return _resumed(steps, error)
         try:
             exchange.run()
         except SoftTimeLimitExceeded:
             self._own = None  # not closed: closing could block for ever
             self._cut()
+        if debt is not None:
+            self._learn(exchange)
         return exchange.conclude()
 
-    def _started(self, exchange: _Exchange) -> bool:
-        """Run it in a thread; False where the system has none left."""
+    def _started(self, debt: Debt, steps: Steps, request: Request) -> bool:
+        """Send it in a thread; False where the system has none left, or no client can be made."""
         try:
-            threading.Thread(target=exchange.run, name="upload", daemon=True).start()
-        except RuntimeError:
-            self._others.append(exchange.ingest)
+            ingest = self._others.pop() if self._others else self._make(True)
+        except ConfigError:
             return False
-        exchange.beside = len(self._running)
-        self._running.append(exchange)
+        exchange = _Exchange(debt, steps, request, ingest, self._wake, beside=len(self._running))
+        self._running.append(exchange)  # first: the time limit can pass at any moment
+        try:
+            threading.Thread(target=exchange.run_in_thread, name="upload", daemon=True).start()
+        except RuntimeError:
+            self._running.remove(exchange)
+            self._others.append(ingest)
+            return False
         self._began_at = time.monotonic()
         self._next_at = self._began_at + self._width.spacing
         return True
@@ -262,7 +283,7 @@ class Sender:
 
     def _cut(self) -> None:
         for exchange in self._running:
-            exchange.ingest.cut()
+            exchange.give_up()
 
     def _abandon(self) -> None:
         """After an error in the middle of a batch: leave nothing under way and no segment locked."""
@@ -270,6 +291,18 @@ class Sender:
         for exchange in self._running:
             exchange.steps.close()
         self._running.clear()
+
+
+def _resumed(steps: Steps, result: Sent | Exception) -> Outcome | str:
+    """Let an attempt go on with a result, and return what becomes of it."""
+    try:
+        if isinstance(result, Exception):
+            steps.throw(result)
+        else:
+            steps.send(result)
+    except StopIteration as end:
+        return _value(end)
+    raise RuntimeError("an attempt sends once")
 
 
 def _value(end: StopIteration) -> Outcome | str:

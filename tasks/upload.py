@@ -168,6 +168,7 @@ def _attempt_now(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool)
             return "owed: " + (
                 "the token is refused" if admission.verdict is Verdict.REFUSED else "the cloud is down"
             )
+        is_probe = admission.verdict is Verdict.PROBE
         # A probe in a hurry says nothing on a slow line, and leaves it full.
         patience = None if worker.narrow.too_large() else admission.answer_seconds
         begun = time.monotonic()
@@ -175,15 +176,15 @@ def _attempt_now(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool)
         seconds = time.monotonic() - begun
         worker.meter.attempted(claimed, outcome, seconds=seconds, attempt=attempt)
         if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
-            worker.report(outcome, token, camera)
+            worker.report(outcome, token, camera, is_probe=is_probe)
             _settle(worker, claimed, outcome, sha256, attempt)
         else:
             try:
                 _settle(worker, claimed, outcome, sha256, attempt)
             finally:  # the cloud has answered, whatever our disk says
-                worker.report(outcome, token, camera)
+                worker.report(outcome, token, camera, is_probe=is_probe)
         _note_line(worker, claimed, outcome, seconds, is_live=is_live)
-    if admission.verdict is Verdict.PROBE and outcome.kind is Kind.TRANSIENT:
+    if is_probe and outcome.kind is Kind.TRANSIENT:
         worker.probe_again()
     return outcome
 

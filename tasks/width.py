@@ -14,8 +14,8 @@ import math
 from collections import deque
 
 MOST = 8  # enough for segments that take a seventh of a round trip each; the cloud sees as many connections
-PAYS_SECONDS = 0.005  # of waiting for an answer; below, handing over to a thread costs more than it gains
-FIRST_ROUND, ROUND = 2, 10  # answers; of ten, one at least met no new segment on its way
+PAYS_SECONDS = 0.01  # of waiting for an answer; below, handing over to a thread costs more than it gains
+FIRST_ROUND, ROUND, ALONE_ROUND = 4, 10, 30  # answers; of ten, one at least met no new segment on its way
 QUEUED = 1.25  # times the shortest wait
 GAIN = 1.3  # a little sooner than evenly: a line that is empty for a moment is lost for good
 LONGEST_PAUSE = 32  # rounds between two tries that did not help
@@ -28,6 +28,7 @@ class Width:
     def __init__(self) -> None:
         self.most = 1
         self._waits: list[float] = []
+        self._alone: list[float] = []  # of answers that came beside fewer others, in a row
         self._base = math.inf  # the shortest wait of this round, whoever was beside it
         self._shortest: deque[float] = deque(maxlen=KEPT_ROUNDS)
         self._pause = self._left = 0  # rounds
@@ -58,13 +59,22 @@ class Width:
         self._sizes.append(size)
         self._base = min(self._base, waited)
         if beside < self.most - 1:
+            self._note_alone(waited)
             return
+        self._alone = []
         self._waits.append(waited)
         if len(self._waits) >= (FIRST_ROUND if self.most == 1 else ROUND):
             shortest, self._waits = min(self._waits), []
             self._shortest.append(min(self._base, shortest))
             self._base = math.inf
             self._decide(shortest)
+
+    def _note_alone(self, waited: float) -> None:
+        """Where so many are never under way any more, the line has become too good for them."""
+        self._alone.append(waited)
+        if len(self._alone) >= ALONE_ROUND:
+            self.most = 1 if min(self._alone) < PAYS_SECONDS else max(2, self.most - 1)
+            self._alone, self._waits = [], []
 
     def _decide(self, shortest: float) -> None:
         if shortest < PAYS_SECONDS:

@@ -86,9 +86,9 @@ class Worker:
         self._is_mounted = True
         return True
 
-    def report(self, outcome: Outcome, token: str, camera: str) -> None:
+    def report(self, outcome: Outcome, token: str, camera: str, *, is_probe: bool = True) -> None:
         """Tell the gate of an attempt for a camera, and everybody of what that changed."""
-        change = self.gate.report(outcome, token, camera)
+        change = self.gate.report(outcome, token, camera, is_probe=is_probe)
         if change is Change.DOWN:
             log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
         elif change is Change.UP:

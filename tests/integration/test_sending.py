@@ -10,7 +10,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from benchmarks.line import line_process
 from capture.claim import claim
-from capture.handoff import LIVE, RECOVER
+from capture.errors import ConfigError
+from capture.handoff import BACKLOG, LIVE, RECOVER
 from capture.ingest import Ingest
 from capture.live_bytes import LiveBytes
 from capture.settings import IngestSettings
@@ -277,11 +278,104 @@ def test_a_batch_leaves_new_video_the_time_that_it_needs(spool, sink, wide):
     begun = []
     original = wide.sender._started
 
-    def started(exchange):
+    def started(*exchange):
         begun.append(time.monotonic())
         counter.add(10 * 564)
-        return original(exchange)
+        return original(*exchange)
 
     wide.sender._started = started
     assert upload_batch(pairs(spool, name)) == "sent 2 of 2"
     assert begun[1] - begun[0] > 2 * spacing
+
+
+def test_a_time_limit_while_a_thread_begins_leaves_nothing_locked(spool, sink, wide, monkeypatch):
+    """It can come at any moment: here after the thread was made, and before anybody knows of it."""
+    original = threading.Thread.start
+
+    def start(self):
+        original(self)
+        if self.name == "upload":
+            raise SoftTimeLimitExceeded
+
+    sink.faults.add(Fault("trickle", delay=0.2))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    name = past_session(spool, owes=2)
+    assert upload_batch(pairs(spool, name)) == "sent 0 of 2"
+    monkeypatch.setattr(threading.Thread, "start", original)
+    assert uploading() == []
+    assert all(is_free(spool, name, segment) for segment in spool.segments(name))
+
+
+def test_a_thread_that_begins_too_late_sends_nothing(spool, sink, wide, monkeypatch):
+    late = []
+    original = threading.Thread.start
+
+    def start(self):
+        if self.name == "upload":
+            late.append(self)
+            raise SoftTimeLimitExceeded
+        original(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    name = past_session(spool, owes=2)
+    assert upload_batch(pairs(spool, name)) == "sent 0 of 2"
+    monkeypatch.setattr(threading.Thread, "start", original)
+    for thread in late:
+        thread.start()
+        thread.join()
+    assert sink.arrived() == []
+    assert all(is_free(spool, name, segment) for segment in spool.segments(name))
+
+
+def test_without_a_client_for_more_than_one_they_go_one_by_one(spool, sink, wide, monkeypatch):
+    original = wide.sender._make
+
+    def make(is_beside):
+        if is_beside:
+            raise ConfigError("cannot load the certificates")
+        return original(is_beside)
+
+    monkeypatch.setattr(wide.sender, "_make", make)
+    name = past_session(spool, owes=2)
+    assert upload_batch(pairs(spool, name)) == "sent 2 of 2"
+
+
+def test_what_others_delivered_is_noted_when_something_goes_wrong(spool, sink, wide, monkeypatch):
+    """A bug in the middle of a batch fails the task; what is with the cloud by then is not sent again."""
+    name = past_session(spool, owes=3)
+    batch, number = pairs(spool, name), 0
+    original = type(wide.gate).admit
+
+    def admit(self, token):
+        nonlocal number
+        number += 1
+        if number == 2:
+            until = time.monotonic() + 20
+            while not sink.arrived() and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(1.5 * RTT)  # so that its answer is here, too
+            raise ZeroDivisionError
+        return original(self, token)
+
+    monkeypatch.setattr(type(wide.gate), "admit", admit)
+    with pytest.raises(ZeroDivisionError):
+        upload_batch(batch)
+    assert events(spool).count("delivered") == 1
+    assert uploading() == []
+
+
+def test_one_after_the_other_leaves_nothing_behind_in_memory(spool, sink):
+    name = past_session(spool, owes=1)
+    upload_batch(pairs(spool, name))
+    assert this_worker().sender._wake.qsize() == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "window"), [(["a@one"], 1), (["a@one", "b@one"], 1), (["a@one", "a@two"], 2)]
+)
+def test_where_uploads_overlap_one_lane_for_each_host_is_enough(spool, sink, wide, nodes, window):
+    for number, node in enumerate(nodes):
+        wide.memory.announce(f"{node}/{number}", 4, [LIVE, BACKLOG])
+    for _ in range(2):
+        upload_batch(pairs(spool, past_session(spool, owes=1)))
+    assert wide.memory.load().window == window

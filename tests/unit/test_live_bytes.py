@@ -1,5 +1,6 @@
 """The counter of new video: shared, and harmless whatever lies in its place."""
 
+import fcntl
 import os
 
 import pytest
@@ -60,3 +61,12 @@ def test_those_of_other_machines_are_removed_when_they_are_old(tmp_path):
     os.utime(old, (1.0, 1.0))
     LiveBytes(tmp_path)
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_whoever_holds_it_does_not_hold_up_new_video(tmp_path, path):
+    counter = LiveBytes(tmp_path)
+    counter.add(10)
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        counter.add(10)
+    assert counter.total() == 10

@@ -91,7 +91,16 @@ def test_each_slow_success_keeps_it(narrow, other, clock):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"at": "x", "bytes": 1}', '{"at": 1e999, "bytes": 1}', '{"at": 1}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"at": "x", "bytes": 1}',
+        '{"at": 1e999, "bytes": 1}',
+        '{"at": 0, "bytes": -5}',
+        '{"at": ' + "9" * 400 + ', "bytes": 1}',
+        '{"at": 1}',
+    ],
 )
 def test_a_damaged_note_is_none(narrow, other, text):
     narrow._known.write_text(text)
@@ -99,7 +108,7 @@ def test_a_damaged_note_is_none(narrow, other, text):
 
 
 def test_what_other_machines_left_long_ago_is_removed(narrow, spool, clock):
-    old, young = spool.state / "narrow-a.lock", spool.state / "narrow-b.lock"
+    old, young = spool.state / "narrow-a.json", spool.state / "narrow-b.json"
     for path, age in ((old, 90_000), (young, 80_000)):
         path.touch()
         os.utime(path, (clock.time() - age,) * 2)
