@@ -28,7 +28,8 @@ from capture.settings import IngestSettings
 from capture.spool import Spool, read_json
 
 FAILURES_TO_OPEN = 3
-DEAR_FAILURE = 2  # a cloud that never answers costs a whole deadline each time: two of those are enough
+# A cloud that never answers costs a whole deadline each time: two of those are enough.
+DEAR_FAILURE = 2
 FIRST_PROBE_SECONDS = 1.0
 # Together below the ten seconds within which new video has to pass again after an outage.
 SLOWEST_PROBE_SECONDS = 4.0
@@ -86,7 +87,7 @@ def probe_answer_seconds(probes: int) -> float | None:
     return None if (probes + 1) % PATIENT_PROBE_EVERY == 0 else PROBE_ANSWER_SECONDS
 
 
-def _number(state: dict[str, Any], key: str) -> float:
+def number_of(state: dict[str, Any], key: str) -> float:
     """Return a number of a state file that may be damaged; 0 for anything else."""
     value = state.get(key)
     try:
@@ -168,7 +169,7 @@ class Gate:
 
     def is_open(self) -> bool:
         """Tell whether the cloud counts as down."""
-        return _number(read_json(self._breaker), "failures") >= FAILURES_TO_OPEN
+        return number_of(read_json(self._breaker), "failures") >= FAILURES_TO_OPEN
 
     def outage(self) -> dict[str, Any]:
         """Return failures in a row, since when, and the reason; empty when the last attempt was answered."""
@@ -199,7 +200,7 @@ class Gate:
     def next_probe_in(self) -> float:
         """Return the seconds until the next probe of a cloud that is down; 0 when one is due."""
         state = read_json(self._breaker)
-        return max(0.0, self._wait(_number(state, "probe_at"), asked=_number(state, "asked")))
+        return max(0.0, self._wait(number_of(state, "probe_at"), asked=number_of(state, "asked")))
 
     def _shut(self, token: str) -> "_Shut | None":
         """Return why and for how long the gate is shut for this token; None when it is open."""
@@ -209,12 +210,12 @@ class Gate:
             if self._settings.on_refused == "stop":
                 return _Shut(Verdict.REFUSED, math.inf)
             every = self._settings.hold_probe_every
-            wait = self._wait(_number(read_json(refused), "at") + every, asked=every)
-            return _Shut(Verdict.REFUSED, wait, int(_number(state, "probes")))
-        if _number(state, "failures") < FAILURES_TO_OPEN:
+            wait = self._wait(number_of(read_json(refused), "at") + every, asked=every)
+            return _Shut(Verdict.REFUSED, wait, int(number_of(state, "probes")))
+        if number_of(state, "failures") < FAILURES_TO_OPEN:
             return None
-        wait = self._wait(_number(state, "probe_at"), asked=_number(state, "asked"))
-        return _Shut(Verdict.DOWN, wait, int(_number(state, "probes")))
+        wait = self._wait(number_of(state, "probe_at"), asked=number_of(state, "asked"))
+        return _Shut(Verdict.DOWN, wait, int(number_of(state, "probes")))
 
     def _wait(self, due: float, *, asked: float) -> float:
         """Return the seconds until a probe is due; a wait that nobody set is a clock that was set back."""
@@ -237,20 +238,27 @@ class Gate:
         with one_after_the_other(self._spool.state / "breaker.lock"):
             state = read_json(self._breaker)
             if state:
-                probes = int(_number(state, "probes")) + 1
+                probes = int(number_of(state, "probes")) + 1
                 due = self._spool.clock.time() + probe_delay(probes, self._dice.random())
                 self._spool.write_for_sure(self._breaker, {**state, "probes": probes, "probe_at": due})
 
-    def report(self, outcome: Outcome, token: str, camera: str | None = None) -> Change:
-        """Note an outcome; return what it changed. `camera` is the one that the attempt was for."""
+    def report(
+        self, outcome: Outcome, token: str, camera: str | None = None, *, is_probe: bool = True
+    ) -> Change:
+        """Note an outcome; return what it changed. `camera` is the one that the attempt was for.
+
+        One that is no probe went out before the gate was shut, and knows nothing of why.
+        """
         if outcome.kind is Kind.TRANSIENT:
-            return self._count_failure(outcome)
+            return self._count_failure(outcome, is_probe=is_probe)
         if outcome.kind is Kind.FATAL:
             self._note_refusal(outcome, token, camera)
             return Change.UP if self._reset(self._breaker) else Change.NONE
+        if not is_probe and self._is_asked_to_wait():
+            return Change.NONE
         was_down = self._reset(self._breaker)
         # A captive portal's page is an answer, but it says nothing about the token.
-        accepted = outcome.kind is Kind.OK and self._reset(self._refused_path(token))
+        accepted = is_probe and outcome.kind is Kind.OK and self._reset(self._refused_path(token))
         return Change.UP if was_down or accepted else Change.NONE
 
     def _reset(self, path: Path) -> bool:
@@ -261,15 +269,19 @@ class Gate:
             return False
         return was_shut
 
-    def _count_failure(self, outcome: Outcome) -> Change:
+    def _is_asked_to_wait(self) -> bool:
+        asked = number_of(read_json(self._breaker), "asked")
+        return asked > 0 and self.next_probe_in() > 0
+
+    def _count_failure(self, outcome: Outcome, *, is_probe: bool) -> Change:
         with one_after_the_other(self._spool.state / "breaker.lock"):
             state = read_json(self._breaker)
-            before = int(_number(state, "failures"))
-            failures = before + (DEAR_FAILURE if outcome.timed_out else 1)
+            before = int(number_of(state, "failures"))
+            failures = before + (DEAR_FAILURE if outcome.timed_out and not outcome.is_slow else 1)
             asked = min(outcome.retry_after or 0.0, LONGEST_ASKED_SECONDS)
             if asked:  # the cloud said itself for how long: nobody else needs to find out
                 failures = max(failures, FAILURES_TO_OPEN)
-            probes = int(_number(state, "probes")) + (failures > FAILURES_TO_OPEN)
+            probes = int(number_of(state, "probes")) + (is_probe and failures > FAILURES_TO_OPEN)
             delay = max(probe_delay(probes, self._dice.random()), asked)
             self._spool.write_for_sure(
                 self._breaker,

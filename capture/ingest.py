@@ -9,11 +9,12 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
@@ -22,6 +23,7 @@ from capture.body import Content, DeadlineError, ShrunkError, pieces
 from capture.claim import Claim
 from capture.errors import ConfigError
 from capture.limiter import Limit, NoLimit
+from capture.line import Connection
 from capture.outcome import Kind, Outcome, attempt_seconds, classify, describe
 from capture.settings import IngestSettings
 from capture.source import redact
@@ -32,11 +34,10 @@ _REDIRECTS = {307, 308}
 _MOST_REDIRECTS = 3
 # A connection that is kept can have died silently meanwhile, behind a NAT that forgot it: where nothing is
 # acknowledged for so long, it is given up long before the deadline of the attempt.
-_SILENT_MS = 15_000
-_SOCKET_OPTIONS = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    *([(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_MS)] if sys.platform == "linux" else []),
-]
+_SILENT_SECONDS = 15.0
+# A window that stays shut counts as silence, too, though each probe of it is answered: where a proxy takes
+# what it has room for and sends that on over a slow line, it opens again when half of that is gone.
+_HELD_BYTES = 256 * 1024
 # What the first use of a connection that the server closed in that very moment ends with.
 _CLOSED_MEANWHILE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _HEADERS = {
@@ -58,27 +59,41 @@ class Answer:
 
 
 class _Used:
-    """Whether a request went over a new connection, as httpcore tells it."""
+    """The connection of a request, as httpcore tells it: whether it is new, and how it was at a failure."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Connection) -> None:
         self.is_new = False
+        self._line = line
 
-    def see(self, event: str, _info: object) -> None:
+    def see(self, event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.started":
             self.is_new = True
+        elif event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            self._line.is_now(info["return_value"].get_extra_info("socket"))
+        elif event.endswith(("request_body.failed", "response_headers.failed")):
+            self._line.give_up()  # it is closed in a moment
 
 
 class Ingest:
-    """One keep-alive client of the cloud."""
+    """One keep-alive client of the cloud.
+
+    With `unsent_bytes`, so much of a body waits in the kernel at most, where the system can do that.
+    """
 
     def __init__(
-        self, settings: IngestSettings, *, tls: ssl.SSLContext | None = None, limit: Limit | None = None
+        self,
+        settings: IngestSettings,
+        *,
+        tls: ssl.SSLContext | None = None,
+        limit: Limit | None = None,
+        unsent_bytes: int | None = None,
     ) -> None:
         if settings.url is None:
             raise ConfigError("no cloud is set; expected its base URL; set RELAY_CLOUD")
         self._settings = settings
         self._limit = limit or NoLimit()
         self._base = settings.url
+        self._line = Connection()
         # The transport alone: a client around it would store cookies, follow logins, and take a tenth of the
         # time of a small upload. trust_env off: a proxy or .netrc in somebody's environment must not redirect
         # video or keys, and looking for them costs 20 ms.
@@ -86,19 +101,33 @@ class Ingest:
             verify=tls or tls_context(settings.ca_file),
             trust_env=False,
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
-            socket_options=_SOCKET_OPTIONS,
+            socket_options=_socket_options(settings, unsent_bytes),
         )
 
     def close(self) -> None:
         self._transport.close()
 
+    @property
+    def is_cut(self) -> bool:
+        return self._line.is_cut
+
+    def cut(self) -> None:
+        """End what this client is at with an error, for good. The one method that another thread may call."""
+        self._line.cut()
+
     def send_segment(
-        self, claim: Claim, token: str, *, answer_seconds: float | None = None, is_live: bool = True
+        self,
+        claim: Claim,
+        token: str,
+        *,
+        answer_seconds: float | None = None,
+        is_live: bool = True,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> tuple[Outcome, str]:
         """POST a segment from its file. Returns the outcome and the SHA-256 (hex) of what was sent.
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
-        `is_live` says whose share of a capped line it takes.
+        `is_live` says whose share of a capped line it takes. `on_sent` is called when the body has left.
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
@@ -118,12 +147,23 @@ class Ingest:
         }
 
         def body() -> Iterator[bytes]:
-            return pieces(content.chunks(), deadline, self._limit, is_live=is_live)
+            yield from pieces(content.chunks(), deadline, self._limit, is_live=is_live)
+            on_sent()
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
         timeout = httpx.Timeout(min(seconds, answer_seconds or seconds), connect=CONNECT_SECONDS)
         outcome = self._request("POST", url, token, headers=headers, body=body, timeout=timeout)
         return outcome, content.digest.hex()
+
+    def deadline_passed(self) -> Outcome:
+        """Return the outcome of the last attempt when its time was up."""
+        return Outcome(
+            Kind.TRANSIENT,
+            0,
+            "the deadline of the attempt passed",
+            timed_out=True,
+            is_slow=self._line.was_slow,
+        )
 
     def register(self, payload: bytes, token: str) -> Outcome:
         """POST a camera's registration; 200 and 201 are OK, unless with a web page."""
@@ -170,7 +210,8 @@ class Ingest:
     ) -> Outcome:
         timeout = timeout or httpx.Timeout(self._settings.attempt_seconds, connect=CONNECT_SECONDS)
         allowed = success or tuple(self._settings.success)
-        used = _Used()
+        used = _Used(self._line)
+        self._line.forget()
         try:
             for _ in range(_MOST_REDIRECTS):
 
@@ -191,12 +232,14 @@ class Ingest:
                     return classify(status, answer, text, success=allowed, no_page=no_page)
                 url = target
         except DeadlineError:
-            return deadline_passed()
+            return self.deadline_passed()
         except ShrunkError as error:
             return Outcome(Kind.TRANSIENT, 0, str(error))
         except httpx.TransportError as error:
             timed_out = isinstance(error, httpx.TimeoutException)
-            return Outcome(Kind.TRANSIENT, 0, _describe(error, token), timed_out=timed_out)
+            is_slow = timed_out and self._line.was_slow
+            failed = Outcome(Kind.TRANSIENT, 0, _describe(error, token), timed_out=timed_out, is_slow=is_slow)
+            return self.deadline_passed() if self.is_cut else failed
         except httpx.InvalidURL:
             return Outcome(Kind.REJECTED, 0, "the cloud redirects to something that is no URL")
         return Outcome(Kind.TRANSIENT, 0, "the cloud redirects in circles")
@@ -208,7 +251,7 @@ class Ingest:
         try:
             return self._exchange(request())
         except _CLOSED_MEANWHILE:
-            if used.is_new:
+            if used.is_new or self.is_cut:
                 raise
         return self._exchange(request())
 
@@ -226,9 +269,19 @@ class Ingest:
             response.close()
 
 
-def deadline_passed() -> Outcome:
-    """Return the outcome of an attempt whose time was up."""
-    return Outcome(Kind.TRANSIENT, 0, "the deadline of the attempt passed", timed_out=True)
+def silent_seconds(settings: IngestSettings) -> float:
+    """Return for how long nothing may be acknowledged: longer on a line that is known to be slow."""
+    return _SILENT_SECONDS + _HELD_BYTES / float(settings.slowest_uplink)
+
+
+def _socket_options(settings: IngestSettings, unsent_bytes: int | None) -> list[tuple[int, int, int]]:
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    if sys.platform == "linux":
+        silent_ms = round(silent_seconds(settings) * 1000)
+        options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silent_ms))
+        if unsent_bytes is not None:
+            options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes))
+    return options
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -250,7 +303,7 @@ def _request_of(
     headers: dict[str, str],
     timeout: httpx.Timeout,
     content: Iterator[bytes] | None = None,
-    trace: Callable[[str, object], None] | None = None,
+    trace: Callable[[str, Mapping[str, Any]], None] | None = None,
 ) -> httpx.Request:
     extensions = {"timeout": timeout.as_dict(), **({"trace": trace} if trace else {})}
     return httpx.Request(method, url, headers={**_HEADERS, **headers}, content=content, extensions=extensions)

@@ -70,9 +70,9 @@ class Limiter:
         local_time: Callable[[], datetime] = datetime.now,
     ) -> None:
         # By host: those that share a spool need not share a line.
-        self._path = directory / f"rate-{_host()}.bin"
+        self._path = directory / f"rate-{host()}.bin"
         self._is_shared = True
-        _remove_old(self._path)
+        remove_old(self._path)
         self._timetable = timetable
         self._local_time = local_time
 
@@ -121,7 +121,7 @@ class Limiter:
         return pause
 
 
-def _host() -> str:
+def host() -> str:
     """Return a name that all containers of a machine have in common, for as long as it runs."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -129,9 +129,9 @@ def _host() -> str:
         return socket.gethostname()
 
 
-def _remove_old(own: Path) -> None:
+def remove_old(own: Path) -> None:
     """Remove what other machines, and this one before it started anew, left behind."""
-    for path in own.parent.glob("rate-*.bin"):
+    for path in own.parent.glob(f"{own.name.partition('-')[0]}-*.bin"):
         with suppress(OSError):
             if path != own and time.time() - path.lstat().st_mtime > _OLD_SECONDS:
                 path.unlink()

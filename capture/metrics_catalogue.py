@@ -262,6 +262,7 @@ class HeldBack(StrEnum):
     BREAKER_OPEN = "breaker_open"
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - a word, no token
     NEWER_FIRST = "newer_first"
+    SLOW_LINE = "slow_line"
 
 
 AGENT_COUNTERS: Final = (

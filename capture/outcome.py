@@ -33,7 +33,8 @@ class Kind(StrEnum):
 class Outcome:
     """What became of one attempt. `status` is 0 without an answer; `retry_after` in seconds.
 
-    `timed_out` marks an attempt that used up its time: each of those is dear.
+    `timed_out` marks an attempt that used up its time: each of those is dear. `is_slow` marks one whose bytes
+    were still on their way to somebody who is there: the line is slow, or the cloud reads slowly.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class Outcome:
     reason: str
     retry_after: float | None = None
     timed_out: bool = False
+    is_slow: bool = False
 
 
 def classify(

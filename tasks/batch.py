@@ -1,5 +1,6 @@
 """How a batch of backlog segments is worked through: in a lane, not for long, and new video goes first."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.worker import Worker
 
 # Long enough for a message to be worth its cost, short enough for everybody to have a turn.
-BATCH_SECONDS = 2.0
+BATCH_SECONDS = 4.0
 # How often a batch asks the broker whether new video waits: on a fast line it sends hundreds a second.
 ASK_SECONDS = 0.05
 
@@ -33,33 +34,74 @@ class Batch:
         self._debts = debts
         self._remembered = Remembered()
         self._lane = ExitStack()
+        self._keys = {debt.key for debt in debts}
+        self._begun: set[str] = set()
+        self._under_way: set[str] = set()
         self._failed: set[str] = set()
+        self._has_left = False
         self._turn: str | None = None
+        self._ask_at = -math.inf  # before the second one in any case
+        self._waiting_since = math.inf
         self.has_lane = False
         self.delivered = 0
+        self.refusal: tuple[Outcome, str] | None = None  # and the camera: others may have another token
 
     def due(self) -> Iterator[Debt]:
         """Yield what to send next: one at least, then until time is up or a new segment waits."""
-        now = time.monotonic()
-        until, ask_at = now + BATCH_SECONDS, now  # before the second one in any case
+        until = time.monotonic() + BATCH_SECONDS
         for number, debt in enumerate(self._debts):
-            now = time.monotonic()
-            if number and now >= until:
+            if number and (time.monotonic() >= until or self._must_make_way()):
                 return
-            if number and now >= ask_at:
-                if self._worker.memory.live_waits():
-                    return
-                ask_at = now + ASK_SECONDS
             self._turn = debt.camera
+            self._begun.add(debt.key)
+            self._under_way.add(debt.key)
             yield debt
+
+    def _must_make_way(self) -> bool:
+        """Tell whether a new segment waits that nobody else takes sooner; the broker is asked now and then.
+
+        Where uploads overlap, this process is free only when the last answers are here. Another one that has
+        none to wait for takes the new segment within the time of an upload, as a rule.
+        """
+        now = time.monotonic()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ASK_SECONDS
+        if not self._worker.memory.live_waits():
+            self._waiting_since = math.inf
+            return False
+        self._waiting_since = min(self._waiting_since, now)
+        patience = self._worker.sender.upload_seconds if self._remembered.spare else 0.0
+        return now - self._waiting_since >= patience
+
+    def _lanes(self) -> int:
+        """Return how many lanes there are to be: where uploads overlap, one for each host fills its line."""
+        most = self._remembered.hosts if self._worker.sender.overlaps else self._remembered.lanes
+        return min(most, self._remembered.lanes)
 
     def note(self, debt: Debt, outcome: Outcome | str) -> None:
         """Note what became of one; words where there was nothing to try, or the gate was shut."""
+        self._under_way.discard(debt.key)
         if isinstance(outcome, str):
             return
         if outcome.kind is Kind.TRANSIENT:
             self._failed.add(debt.key)
+        elif outcome.kind is Kind.FATAL:
+            self.refusal = self.refusal or (outcome, debt.camera)
         self.delivered += outcome.kind is Kind.OK
+
+    def leave_lane(self) -> None:
+        """Let others have the lane when the last body has left, though some answers are still on their way.
+
+        Not where something failed, or no answer came yet: a cloud that hangs shall not have two batches hang.
+        """
+        if self._under_way and self.delivered and not self._failed:
+            self._worker.memory.conclude(
+                done=self._keys - self._under_way, failed=[], window=None, turn=self._turn
+            )
+            self._lane.close()
+            self._has_left = True
+            self._worker.recover_soon()
 
     def __enter__(self) -> Self:
         with suppress(OSError):  # one lane then, as without any knowledge
@@ -72,12 +114,14 @@ class Batch:
         if self.delivered or self._failed:
             window = next_window(
                 self._remembered.window,
-                lanes=self._remembered.lanes,
+                lanes=self._lanes(),
                 delivered=self.delivered,
                 failed=len(self._failed),
             )
-        done = {debt.key for debt in self._debts} - self._failed
-        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=self._turn)
+        done, turn = self._keys - self._failed, self._turn
+        if self._has_left:  # others have had turns since, and may be at what this one did not get to
+            done, turn = done & self._begun, None
+        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=turn)
         self._lane.close()
-        if self.delivered:
+        if self.delivered and not self._has_left:
             self._worker.recover_soon()

@@ -42,7 +42,15 @@ class Remembered:
     now: float = 0.0
     live: int = 0  # messages that wait
     backlog: int = 0
-    lanes: int = 1  # the most uploads of the backlog at once
+    lanes: int = 1  # the most batches of the backlog at once
+    spare: int = 0  # processes that take new segments beside them
+    hosts: int = 1  # of workers
+
+
+def count_spare(workers: Iterable[tuple[int, Collection[str]]]) -> int:
+    """Return how many processes take new segments while all lanes of the backlog are taken."""
+    known = list(workers)
+    return max(0, sum(slots for slots, queues in known if LIVE in queues) - count_lanes(known))
 
 
 def count_lanes(workers: Iterable[tuple[int, Collection[str]]]) -> int:
@@ -166,6 +174,7 @@ def _remembered(
     turn = texts.pop(_TURN, "")
     began_going = _number(texts.pop(_GOING, ""))
     times = {key: at for key, text in texts.items() if (at := _number(text))}
+    alive = _alive(workers.values(), now)
     return Remembered(
         sent={key: at for key, at in times.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS},
         failed={key: -at for key, at in times.items() if at < 0 <= now + at < MESSAGE_LIFE_SECONDS},
@@ -175,8 +184,15 @@ def _remembered(
         now=now,
         live=live,
         backlog=backlog,
-        lanes=count_lanes(_alive(workers.values(), now)),
+        lanes=count_lanes(alive),
+        spare=count_spare(alive),
+        hosts=len({_host(node) for node, said in workers.items() if _alive([said], now)}) or 1,
     )
+
+
+def _host(node: bytes) -> bytes:
+    """Return the host of ``name@host/pid``."""
+    return node.partition(b"/")[0].rpartition(b"@")[2]
 
 
 def _number(text: str) -> float:

@@ -28,7 +28,7 @@ from tasks.tokens import Tokens
 from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
 # Enough to be worth the message on a fast line; on a slow one a batch ends early.
-BATCH = 32
+BATCH = 48
 SOON = 2.0  # seconds
 ROUND_SECONDS = 0.5  # a round is nearly always shorter
 STARVED_SECONDS = 15.0

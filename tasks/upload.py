@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
-from celery.exceptions import SoftTimeLimitExceeded
 
 from capture.claim import Claim, HostileNameError, claim, parse_names
 from capture.errors import ConfigError
 from capture.gate import Verdict
 from capture.handoff import END_SESSION, LIVE, UPLOAD_BATCH, UPLOAD_SEGMENT, Message, hint
-from capture.ingest import deadline_passed
 from capture.metrics_catalogue import HeldBack
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName
@@ -27,6 +26,7 @@ from tasks.celery import (
 )
 from tasks.metrics import held_back, metering
 from tasks.seldom import ADVICE, seldom
+from tasks.sending import Request, Steps
 from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
 MOST_IN_A_BATCH = 64
@@ -41,7 +41,8 @@ def upload_segment(self: RelayTask, session: str, segment: str) -> str:
     worker = this_worker()
     is_live = (self.request.delivery_info or {}).get("routing_key") == LIVE
     try:
-        outcome = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
+        steps = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
+        outcome = worker.sender.one(steps)
     except OSError as error:
         return _trouble(worker, session, segment, error=error)
     if isinstance(outcome, str):
@@ -63,14 +64,9 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
     with Batch(worker, debts) as batch:
         if not batch.has_lane:
             return "not now: as many others as may are sending from the backlog"
-        refusal: tuple[Outcome, str] | None = None
-        for debt in batch.due():
-            outcome = _try_one(worker, debt)
-            batch.note(debt, outcome)
-            if not isinstance(outcome, str) and outcome.kind is Kind.FATAL:  # others may have another token
-                refusal = refusal or (outcome, debt.camera)
-    if refusal is not None:
-        _conclude(worker, *refusal)
+        worker.sender.many(batch.due(), partial(_try_one, worker), note=batch.note, on_last=batch.leave_lane)
+    if batch.refusal is not None:
+        _conclude(worker, *batch.refusal)
     return f"sent {batch.delivered} of {len(debts)}"
 
 
@@ -82,10 +78,10 @@ def _parse_batch(items: object) -> list[Debt]:
     return [Debt(*parse_names(*item)) for item in items]
 
 
-def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
+def _try_one(worker: Worker, debt: Debt) -> Steps:
     """Send one of a batch. What fails stays owed and must not hold up its neighbours."""
     try:
-        return _upload(worker, str(debt.session), str(debt.segment), attempt=1)
+        return (yield from _upload(worker, str(debt.session), str(debt.segment), attempt=1))
     except OSError as error:
         return Outcome(Kind.TRANSIENT, 0, _trouble(worker, str(debt.session), str(debt.segment), error=error))
     except ConfigError as error:  # its token cannot be read
@@ -93,9 +89,7 @@ def _try_one(worker: Worker, debt: Debt) -> Outcome | str:
         return Outcome(Kind.TRANSIENT, 0, str(error))
 
 
-def _upload(
-    worker: Worker, session: str, segment: str, *, attempt: int, is_live: bool = False
-) -> Outcome | str:
+def _upload(worker: Worker, session: str, segment: str, *, attempt: int, is_live: bool = False) -> Steps:
     """Make one attempt, unless there is none to make: then return the reason."""
     try:
         names = parse_names(session, segment)
@@ -111,7 +105,7 @@ def _upload(
             worker.leave_to_recover()
             worker.meter.held_back(HeldBack.NEWER_FIRST)
             return "left to recover: newer video waits"
-        outcome = _attempt(worker, found, attempt, is_live=is_live)
+        outcome = yield from _attempt(worker, found, attempt, is_live=is_live)
     if not isinstance(outcome, str):
         if outcome.kind is Kind.OK:
             worker.meter.confirmed(found, is_live=is_live)
@@ -156,7 +150,16 @@ def _hostile(found: str) -> str:
     return "refused: not a segment of this spool"
 
 
-def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Outcome | str:
+def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Steps:
+    # Before the gate is asked: who has no turn on the line must not take one of its probes.
+    with worker.narrow.turn(is_live=is_live) as is_mine:
+        if is_mine:
+            return (yield from _attempt_now(worker, claimed, attempt, is_live=is_live))
+    worker.meter.held_back(HeldBack.SLOW_LINE)
+    return "owed: the line is slow, and another has it"
+
+
+def _attempt_now(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> Steps:
     camera = claimed.session.camera
     token = worker.token(camera)
     with worker.gate.admit(token) as admission:
@@ -165,26 +168,32 @@ def _attempt(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool) -> 
             return "owed: " + (
                 "the token is refused" if admission.verdict is Verdict.REFUSED else "the cloud is down"
             )
+        is_probe = admission.verdict is Verdict.PROBE
+        # A probe in a hurry says nothing on a slow line, and leaves it full.
+        patience = None if worker.narrow.too_large() else admission.answer_seconds
         begun = time.monotonic()
-        try:
-            outcome, sha256 = worker.ingest.send_segment(
-                claimed, token, answer_seconds=admission.answer_seconds, is_live=is_live
-            )
-        except SoftTimeLimitExceeded:
-            worker.drop_client()
-            outcome, sha256 = deadline_passed(), ""
-        worker.meter.attempted(claimed, outcome, seconds=time.monotonic() - begun, attempt=attempt)
+        outcome, sha256 = yield Request(claimed, token, patience, is_live)
+        seconds = time.monotonic() - begun
+        worker.meter.attempted(claimed, outcome, seconds=seconds, attempt=attempt)
         if outcome.kind is Kind.FATAL:  # everybody else has to know first, whatever happens here
-            worker.report(outcome, token, camera)
+            worker.report(outcome, token, camera, is_probe=is_probe)
             _settle(worker, claimed, outcome, sha256, attempt)
         else:
             try:
                 _settle(worker, claimed, outcome, sha256, attempt)
             finally:  # the cloud has answered, whatever our disk says
-                worker.report(outcome, token, camera)
-    if admission.verdict is Verdict.PROBE and outcome.kind is Kind.TRANSIENT:
+                worker.report(outcome, token, camera, is_probe=is_probe)
+        _note_line(worker, claimed, outcome, seconds, is_live=is_live)
+    if is_probe and outcome.kind is Kind.TRANSIENT:
         worker.probe_again()
     return outcome
+
+
+def _note_line(worker: Worker, claimed: Claim, outcome: Outcome, seconds: float, *, is_live: bool) -> None:
+    """Note what an attempt tells of the line; where uploads go one at a time, what made way may go now."""
+    worker.narrow.note(outcome, size=claimed.size, seconds=seconds)
+    if is_live and outcome.kind is Kind.OK and worker.narrow.too_large():  # a batch does so itself
+        worker.leave_to_recover()
 
 
 def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:

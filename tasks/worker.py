@@ -17,6 +17,8 @@ from capture.handoff import RECOVER, Message, hint
 from capture.ingest import Ingest, tls_context
 from capture.lanes import Lanes
 from capture.limiter import Limiter
+from capture.live_bytes import LiveBytes
+from capture.narrow import Narrow
 from capture.outcome import Outcome
 from capture.recovery import Shortlist
 from capture.settings import Settings, read_token
@@ -25,8 +27,11 @@ from capture.timetable import parse_timetable
 from tasks.celery import app, settings
 from tasks.memory import Memory
 from tasks.metrics import metering
+from tasks.sending import Sender
 
 LEFT_SECONDS = 2.0
+# So little of a body waits in the kernel that "it has left" is true, also on a slow line.
+UNSENT_BYTES = 64 * 1024
 NOT_MOUNTED = "the spool is not mounted"
 
 log = structlog.get_logger()
@@ -42,22 +47,26 @@ class Worker:
         self.gate = Gate(self.spool, settings.ingest)
         self.memory = Memory(app, self.spool.id)
         self.lanes = Lanes(self.spool.state)
+        self.narrow = Narrow(self.spool, settings.ingest)
         self.shortlist = Shortlist(self.spool)
         self.meter = metering.meter()
         self.meter.watch(self.spool.journal)
         self._left_at = float("-inf")
         self._is_mounted = True
         self._tls: ssl.SSLContext | None = None
-        self._ingest: Ingest | None = None
+        live = LiveBytes(self.spool.state)
+        self.sender = Sender(self._client, live, is_slow=lambda: bool(self.narrow.too_large()))
 
     @property
     def ingest(self) -> Ingest:
         """The warm client."""
-        if self._ingest is None:
-            # Reading the authorities takes 20 ms: once per process, also when the client is dropped.
-            self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
-            self._ingest = Ingest(self.settings.ingest, tls=self._tls, limit=self._limit())
-        return self._ingest
+        return self.sender.ingest
+
+    def _client(self, is_beside_others: bool) -> Ingest:  # noqa: FBT001 - its only argument
+        # Reading the authorities takes 20 ms: once per process, also when a client is dropped.
+        self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
+        unsent = UNSENT_BYTES if is_beside_others else None
+        return Ingest(self.settings.ingest, tls=self._tls, limit=self._limit(), unsent_bytes=unsent)
 
     def _limit(self) -> Limiter | None:
         rate = self.settings.ingest.max_rate
@@ -77,13 +86,9 @@ class Worker:
         self._is_mounted = True
         return True
 
-    def drop_client(self) -> None:
-        """Forget the client after a time limit fired in it. Not closed: closing could block for ever."""
-        self._ingest = None
-
-    def report(self, outcome: Outcome, token: str, camera: str) -> None:
+    def report(self, outcome: Outcome, token: str, camera: str, *, is_probe: bool = True) -> None:
         """Tell the gate of an attempt for a camera, and everybody of what that changed."""
-        change = self.gate.report(outcome, token, camera)
+        change = self.gate.report(outcome, token, camera, is_probe=is_probe)
         if change is Change.DOWN:
             log.warning("ingest_down", reason=outcome.reason, then="one probe at a time until it answers")
         elif change is Change.UP:

@@ -21,7 +21,14 @@ from tests.chaos.witness import CLOSED, PACKET, Key, Seen
 
 SYNC = 0x47
 STATE_FILES = {"breaker.json", "broker.json", "ballast"}
-STATE_PATTERNS = ("refused-*.json", "rejects-*.json", "*.lock", "worker-*.pulse")
+STATE_PATTERNS = (
+    "refused-*.json",
+    "rejects-*.json",
+    "narrow-*.json",
+    "live-*.bin",
+    "*.lock",
+    "worker-*.pulse",
+)
 SWEPT_SECONDS = 180.0  # what a killed writer left half written may stay so long
 SAMPLE = 12  # segments that are decoded
 MOST_UNSEEN = 0.01  # of all segments; two in any case

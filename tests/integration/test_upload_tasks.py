@@ -8,6 +8,8 @@ import tasks.batch
 import tasks.upload
 from capture.gate import PATIENT_PROBE_EVERY
 from capture.handoff import BACKLOG, LIVE, RECOVER
+from capture.narrow import Narrow
+from capture.outcome import Kind, Outcome
 from capture.sink import Fault
 from capture.spool import Debt, write_json
 from tasks.celery import TransientError
@@ -34,6 +36,31 @@ def taken_from(queue, retries=0):
         yield
     finally:
         upload_segment.pop_request()
+
+
+# --- a slow line -----------------------------------------------------------------------------------
+
+
+def test_on_a_slow_line_a_batch_leaves_it_to_whoever_has_it_and_asks_for_the_next_when_it_has(
+    spool, sink, broker
+):
+    name, slow = past_session(spool, owes=2), Outcome(Kind.TRANSIENT, 0, "", timed_out=True, is_slow=True)
+    this_worker().narrow.note(slow, size=10**6, seconds=45.0)
+    with Narrow(spool, this_worker().settings.ingest).turn(is_live=False):
+        assert upload_batch(pairs(spool, name)) == "sent 0 of 2"
+    assert (arrived(sink), this_worker().memory.load().failed) == ([], {})
+    assert upload_batch(pairs(spool, name)) == "sent 2 of 2"
+    assert (RECOVER, [True, False]) in messages(broker, LIVE)
+
+
+def test_who_has_no_turn_on_a_slow_line_leaves_a_patient_probe_to_the_one_that_has_it(spool, sink):
+    name, slow = past_session(spool, owes=1), Outcome(Kind.TRANSIENT, 0, "", timed_out=True, is_slow=True)
+    this_worker().narrow.note(slow, size=10**6, seconds=45.0)
+    put_down(spool, probes=PATIENT_PROBE_EVERY - 1)
+    before = this_worker().gate.outage()
+    with Narrow(spool, this_worker().settings.ingest).turn(is_live=False):
+        assert upload_batch(pairs(spool, name)) == "sent 0 of 1"
+    assert this_worker().gate.outage() == before
 
 
 # --- batches ---------------------------------------------------------------------------------------

@@ -126,6 +126,38 @@ def test_when_the_cloud_says_for_how_long_nobody_knocks_until_then(spool, clock)
     assert verdict(gate) is Verdict.PROBE
 
 
+def test_a_success_that_began_before_does_not_shorten_what_the_cloud_asked_for(spool, clock):
+    """Uploads overlap: the answer to an earlier one comes after that to a later one."""
+    gate = make_gate(spool)
+    gate.report(LATER, "T", is_probe=False)
+    assert gate.report(GOOD, "T", is_probe=False) is Change.NONE
+    assert verdict(gate) is Verdict.DOWN
+    clock.step(61)
+    assert gate.report(GOOD, "T", is_probe=False) is Change.UP
+
+
+def test_a_success_that_began_before_does_not_forgive_a_refused_token(spool):
+    gate = make_gate(spool)
+    gate.report(REFUSED, "T", is_probe=False)
+    assert gate.report(GOOD, "T", is_probe=False) is Change.NONE
+    assert verdict(gate, "T") is Verdict.REFUSED
+
+
+def test_stray_failures_among_successes_do_not_shut_the_gate(spool):
+    gate = make_gate(spool)
+    for _ in range(5):
+        gate.report(DOWN, "T", is_probe=False)
+        gate.report(GOOD, "T", is_probe=False)
+    assert verdict(gate) is Verdict.GO
+
+
+def test_many_that_fail_at_once_count_as_no_probe(spool):
+    gate = make_gate(spool)
+    for _ in range(8):
+        gate.report(DOWN, "T", is_probe=False)
+    assert gate.outage()["probes"] == 0
+
+
 def test_a_refused_token_stops_every_upload_with_it_and_no_other(spool):
     gate = make_gate(spool)
     gate.report(REFUSED, "old")

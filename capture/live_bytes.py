@@ -1,0 +1,68 @@
+"""How many bytes of new video this host has begun to send: a counter that its processes share.
+
+Who sends from the backlog looks at it before each body, and leaves new video the time that it needs. The
+counter is a small file; losing it is harmless: the two share the line then.
+"""
+
+import fcntl
+import os
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from capture.limiter import host, remove_old
+
+_COUNT = struct.Struct("<Q")
+_MOST = 2**63
+TRIES, TRY_SECONDS = 5, 0.001
+
+
+class LiveBytes:
+    """The counter in a directory. By host: those that share a spool need not share a line."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / f"live-{host()}.bin"
+        remove_old(self._path)
+
+    def add(self, size: int) -> None:
+        """Count what begins now; on a full disk, or where somebody else holds the file, that is lost."""
+        with suppress(OSError):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+            try:
+                if not _locked(descriptor):
+                    return
+                os.pwrite(descriptor, _COUNT.pack((_read(descriptor) + size) % _MOST), 0)
+            finally:
+                os.close(descriptor)
+
+    def total(self) -> int:
+        """Return the count; 0 where there is none."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return 0
+        try:
+            return _read(descriptor)
+        except OSError:
+            return 0
+        finally:
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock it within a few milliseconds; whoever holds it for longer must not hold up new video."""
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(TRY_SECONDS)
+        else:
+            return True
+    return False
+
+
+def _read(descriptor: int) -> int:
+    data = os.pread(descriptor, _COUNT.size, 0)
+    count: int = _COUNT.unpack(data)[0] if len(data) == _COUNT.size else 0
+    return count

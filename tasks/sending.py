@@ -1,0 +1,310 @@
+"""Requests on their way to the cloud: one after the other, or of a batch beside each other.
+
+On a line with a long round trip, one upload at a time leaves it empty while each answer is waited for. So
+while the answer to one travels, the body of the next one does. Bodies still leave one after the other: a new
+segment meets one of them beside it, and a slow line is not shared by several. Where answers come at once,
+all is sent by the thread of the task.
+
+Threads do nothing but the exchange with the cloud. Claims, gate, journal and metrics stay with the thread of
+the task, and no exchange outlives its batch: the time limit of that cuts what is still under way.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from capture.claim import Claim
+from capture.errors import ConfigError
+from capture.ingest import Ingest
+from capture.live_bytes import LiveBytes
+from capture.outcome import Outcome
+from capture.spool import Debt
+from tasks.width import Width
+
+MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
+MOST_SPACINGS = 4.0  # between two uploads: the backlog keeps a share where new video never ends
+LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
+
+Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
+Note: TypeAlias = Callable[[Debt, Outcome | str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an attempt wants to have sent."""
+
+    claim: Claim
+    token: str
+    answer_seconds: float | None
+    is_live: bool
+
+
+# An attempt: it yields what it wants to have sent, and goes on when that is done.
+Steps: TypeAlias = Generator[Request, Sent, Outcome | str]
+
+
+@dataclass(eq=False)
+class _Exchange:
+    """One request under way, maybe in a thread of its own, which writes here and says `is_done` last."""
+
+    debt: Debt | None
+    steps: Steps
+    request: Request
+    ingest: Ingest
+    wake: "queue.SimpleQueue[None] | None" = None  # of the thread of the task, where that is another
+    result: Sent | Exception | None = None
+    left_at: float | None = None  # when its body had left, in monotonic seconds
+    waited: float | None = None  # seconds from then until the answer
+    took: float = 0.0  # seconds from the beginning
+    beside: int = 0  # how many others were under way then
+    is_done: bool = False
+    _turn: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # is taken by its thread, or by nobody any more
+
+    def run(self) -> None:
+        """Send, and keep what becomes of it. Raises SoftTimeLimitExceeded in the thread of the task."""
+        request, began = self.request, time.monotonic()
+        try:
+            self.result = self.ingest.send_segment(
+                request.claim,
+                request.token,
+                answer_seconds=request.answer_seconds,
+                is_live=request.is_live,
+                on_sent=self._note_sent,
+            )
+            if self.left_at is not None and self.result[0].status:
+                now = time.monotonic()
+                self.waited, self.took = now - self.left_at, now - began
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:  # noqa: BLE001 - the attempt gets it, in the thread of the task
+            self.result = error
+        finally:
+            self.is_done = True
+            self._tell()
+
+    def run_in_thread(self) -> None:
+        """Send, unless it was given up before this thread began."""
+        if self._turn.acquire(blocking=False):
+            self.run()
+
+    def give_up(self) -> None:
+        """End it with an error: the exchange, or the thread that would begin it."""
+        self.ingest.cut()
+        if self._turn.acquire(blocking=False):
+            self.is_done = True
+
+    def _note_sent(self) -> None:
+        self.left_at = time.monotonic()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.wake is not None:
+            self.wake.put(None)
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.left_at is None and not self.is_done
+
+    def conclude(self) -> Outcome | str:
+        """Let the attempt go on with the result, and return what became of it."""
+        return _resumed(self.steps, self.result or (self.ingest.deadline_passed(), ""))
+
+
+class Sender:
+    """Sends for one process: its warm clients, and what it knows of the line."""
+
+    def __init__(
+        self, make: Callable[[bool], Ingest], live: LiveBytes, is_slow: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`make` makes a client; it is told whether that is for requests beside others.
+
+        `live` counts what this host sends of new video. `is_slow` tells whether the line is too slow for more
+        than one at once.
+        """
+        self._make = make
+        self._live = live
+        self._live_seen = 0  # bytes
+        self._is_slow = is_slow
+        self._own: Ingest | None = None
+        self._others: list[Ingest] = []
+        self._width = Width()
+        self._running: list[_Exchange] = []
+        self._began_at = self._next_at = 0.0
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    @property
+    def ingest(self) -> Ingest:
+        """The client of the task's own thread."""
+        if self._own is None:
+            self._own = self._make(False)
+        return self._own
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether uploads of one batch overlap, so that others beside it would only crowd the line."""
+        return self._width.most > 1 and not self._is_slow()
+
+    @property
+    def upload_seconds(self) -> float:
+        """How long an upload of a batch takes of late, where they overlap; 0 where they do not."""
+        return self._width.took if self.overlaps else 0.0
+
+    def one(self, steps: Steps) -> Outcome | str:
+        """Take an attempt to its end. Celery's soft time limit ends the wait for the cloud."""
+        try:
+            request = next(steps)
+        except StopIteration as end:
+            return _value(end)
+        if request.is_live:
+            self._live.add(request.claim.size)
+        return self._here(None, steps, request)
+
+    def many(
+        self,
+        debts: Iterable[Debt],
+        begin: Callable[[Debt], Steps],
+        *,
+        note: Note,
+        on_last: Callable[[], None],
+    ) -> None:
+        """Upload all of them, and `note` what became of each, as they are done.
+
+        The next one is asked for when its body may leave. `on_last` is called when the last body has left:
+        some answers may still be waited for. The soft time limit ends that.
+        """
+        self._live_seen = self._live.total()
+        try:
+            for debt in debts:
+                self._begin(debt, begin(debt), note)
+                self._land(note, while_=lambda: not self._has_room())
+            on_last()
+            self._land(note, while_=lambda: bool(self._running))
+        except SoftTimeLimitExceeded:
+            self._cut()
+            self._land(note, while_=lambda: bool(self._running))
+        except Exception:  # what others have delivered is to be written down all the same
+            self._cut()
+            self._land(note, while_=lambda: bool(self._running))
+            raise
+        finally:
+            self._abandon()
+
+    def _begin(self, debt: Debt, steps: Steps, note: Note) -> None:
+        try:
+            request = next(steps)
+        except StopIteration as end:
+            note(debt, _value(end))
+            return
+        if not (self.overlaps and self._started(debt, steps, request)):
+            note(debt, self._here(debt, steps, request))
+
+    def _here(self, debt: Debt | None, steps: Steps, request: Request) -> Outcome | str:
+        try:
+            exchange = _Exchange(debt, steps, request, self.ingest)
+        except ConfigError as error:
+            return _resumed(steps, error)
+        try:
+            exchange.run()
+        except SoftTimeLimitExceeded:
+            self._own = None  # not closed: closing could block for ever
+            self._cut()
+        if debt is not None:
+            self._learn(exchange)
+        return exchange.conclude()
+
+    def _started(self, debt: Debt, steps: Steps, request: Request) -> bool:
+        """Send it in a thread; False where the system has none left, or no client can be made."""
+        try:
+            ingest = self._others.pop() if self._others else self._make(True)
+        except ConfigError:
+            return False
+        exchange = _Exchange(debt, steps, request, ingest, self._wake, beside=len(self._running))
+        self._running.append(exchange)  # first: the time limit can pass at any moment
+        try:
+            threading.Thread(target=exchange.run_in_thread, name="upload", daemon=True).start()
+        except RuntimeError:
+            self._running.remove(exchange)
+            self._others.append(ingest)
+            return False
+        self._began_at = time.monotonic()
+        self._next_at = self._began_at + self._width.spacing
+        return True
+
+    def _give_way(self) -> None:
+        """Begin the next one later by the time that new video needs which began meanwhile; not for ever."""
+        seen, self._live_seen = self._live_seen, self._live.total()
+        if self._live_seen > seen and self._width.rate:
+            latest = self._began_at + MOST_SPACINGS * self._width.spacing
+            self._next_at = min(latest, self._next_at + (self._live_seen - seen) / self._width.rate)
+
+    def _has_room(self) -> bool:
+        running = self._running
+        if running:
+            self._give_way()
+        return (
+            not any(exchange.is_leaving for exchange in running)
+            and len(running) < (self._width.most if self.overlaps else 1)
+            and sum(exchange.request.claim.size for exchange in running) < MOST_BYTES
+            and (not running or time.monotonic() >= self._next_at)
+        )
+
+    def _land(self, note: Note, *, while_: Callable[[], bool]) -> None:
+        """Conclude what is done, and wait for more of it for as long as that holds."""
+        while True:
+            for exchange in [each for each in self._running if each.is_done]:
+                self._running.remove(exchange)
+                if not exchange.ingest.is_cut:
+                    self._others.append(exchange.ingest)
+                self._learn(exchange)
+                assert exchange.debt is not None  # noqa: S101 - only those of a batch have a thread
+                note(exchange.debt, exchange.conclude())
+            if not while_():
+                return
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=self._look_seconds())
+
+    def _look_seconds(self) -> float:
+        left = self._next_at - time.monotonic()
+        return left if 0 < left < LOOK_SECONDS else LOOK_SECONDS
+
+    def _learn(self, exchange: _Exchange) -> None:
+        if exchange.waited is not None:
+            self._width.note(
+                exchange.waited, exchange.took, size=exchange.request.claim.size, beside=exchange.beside
+            )
+
+    def _cut(self) -> None:
+        for exchange in self._running:
+            exchange.give_up()
+
+    def _abandon(self) -> None:
+        """After an error in the middle of a batch: leave nothing under way and no segment locked."""
+        self._cut()
+        for exchange in self._running:
+            exchange.steps.close()
+        self._running.clear()
+
+
+def _resumed(steps: Steps, result: Sent | Exception) -> Outcome | str:
+    """Let an attempt go on with a result, and return what becomes of it."""
+    try:
+        if isinstance(result, Exception):
+            steps.throw(result)
+        else:
+            steps.send(result)
+    except StopIteration as end:
+        return _value(end)
+    raise RuntimeError("an attempt sends once")
+
+
+def _value(end: StopIteration) -> Outcome | str:
+    value: Outcome | str = end.value
+    return value
