@@ -41,7 +41,6 @@ class Batch:
         self._has_left = False
         self._turn: str | None = None
         self._ask_at = -math.inf  # before the second one in any case
-        self._waiting_since = math.inf
         self.has_lane = False
         self.delivered = 0
         self.refusal: tuple[Outcome, str] | None = None  # and the camera: others may have another token
@@ -58,21 +57,12 @@ class Batch:
             yield debt
 
     def _must_make_way(self) -> bool:
-        """Tell whether a new segment waits that nobody else takes sooner; the broker is asked now and then.
-
-        Where uploads overlap, this process is free only when the last answers are here. Another one that has
-        none to wait for takes the new segment within the time of an upload, as a rule.
-        """
+        """Tell whether a new segment waits; the broker is asked now and then."""
         now = time.monotonic()
         if now < self._ask_at:
             return False
         self._ask_at = now + ASK_SECONDS
-        if not self._worker.memory.live_waits():
-            self._waiting_since = math.inf
-            return False
-        self._waiting_since = min(self._waiting_since, now)
-        patience = self._worker.sender.upload_seconds if self._remembered.spare else 0.0
-        return now - self._waiting_since >= patience
+        return self._worker.memory.live_waits()
 
     def _lanes(self) -> int:
         """Return how many lanes there are to be: where uploads overlap, one for each host fills its line."""

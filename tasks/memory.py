@@ -43,14 +43,7 @@ class Remembered:
     live: int = 0  # messages that wait
     backlog: int = 0
     lanes: int = 1  # the most batches of the backlog at once
-    spare: int = 0  # processes that take new segments beside them
     hosts: int = 1  # of workers
-
-
-def count_spare(workers: Iterable[tuple[int, Collection[str]]]) -> int:
-    """Return how many processes take new segments while all lanes of the backlog are taken."""
-    known = list(workers)
-    return max(0, sum(slots for slots, queues in known if LIVE in queues) - count_lanes(known))
 
 
 def count_lanes(workers: Iterable[tuple[int, Collection[str]]]) -> int:
@@ -185,7 +178,6 @@ def _remembered(
         live=live,
         backlog=backlog,
         lanes=count_lanes(alive),
-        spare=count_spare(alive),
         hosts=len({_host(node) for node, said in workers.items() if _alive([said], now)}) or 1,
     )
 

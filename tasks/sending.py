@@ -152,11 +152,6 @@ class Sender:
         """Whether uploads of one batch overlap, so that others beside it would only crowd the line."""
         return self._width.most > 1 and not self._is_slow()
 
-    @property
-    def upload_seconds(self) -> float:
-        """How long an upload of a batch takes of late, where they overlap; 0 where they do not."""
-        return self._width.took if self.overlaps else 0.0
-
     def one(self, steps: Steps) -> Outcome | str:
         """Take an attempt to its end. Celery's soft time limit ends the wait for the cloud."""
         try:

@@ -4,10 +4,9 @@ They have to fill the line, and no more. Side by side, bodies would share the li
 empty until the answers are here. So they begin evenly: what is under way within the time of one upload is
 spread over that time.
 
-Two wherever an answer is waited for at all: that fills a line whose round trip takes no longer than a body.
-On a longer one, or with smaller segments, one more is tried as long as answers come as soon as they ever
-did. Where each of some answers in a row took longer, bodies wait in a queue somewhere on the way, where a new
-segment would have to wait behind them: so one less, and the next try a while later.
+Where answers come at once, one. Elsewhere one more is tried as long as answers come as soon as they ever did:
+then the line had room. Where each of some answers in a row took longer, bodies wait in a queue somewhere on
+the way, where a new segment would have to wait behind them: so one less, and the next try a while later.
 """
 
 import math
@@ -79,10 +78,10 @@ class Width:
     def _decide(self, shortest: float) -> None:
         if shortest < PAYS_SECONDS:
             self.most = 1
-        elif self.most > 2 and shortest > QUEUED * min(self._shortest):  # noqa: PLR2004 - two are never too many
+        elif self.most > 1 and shortest > QUEUED * min(self._shortest):
             self.most -= 1
             self._pause = self._left = min(LONGEST_PAUSE, max(1, self._pause * 2))
-        elif self._left and self.most > 1:
+        elif self._left:
             self._left -= 1
         else:
             self.most = min(MOST, self.most + 1)

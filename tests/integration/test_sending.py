@@ -131,17 +131,6 @@ def test_for_a_new_segment_a_batch_begins_no_more_and_notes_what_it_sent(spool, 
     assert (remembered.sent, remembered.failed) == ({}, {})
 
 
-def test_where_another_process_is_free_sooner_a_new_segment_is_left_to_it(spool, sink, wide, broker):
-    wide.memory.announce("a@test", 2, [LIVE, "backlog"])
-    for _ in range(3):
-        wide.sender._width.note(RTT, 60.0, size=1, beside=0)
-    name = past_session(spool, owes=3)
-    broker.lpush(LIVE, "a message")
-    with time_limit(30.0):
-        assert upload_batch(pairs(spool, name)[:2]).startswith("sent")
-    assert sink.arrived() == [1, 2]
-
-
 def test_the_lane_is_free_while_the_last_answers_travel(spool, sink, wide, broker):
     sink.faults.add(Fault("hang", sequence=3))
     name = past_session(spool, owes=3)

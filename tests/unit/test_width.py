@@ -54,7 +54,8 @@ class Line:
 @pytest.mark.parametrize("size", [200_000, 1_000_000, 2_500_000])
 def test_the_line_is_full_and_little_waits_for_it(rtt, size):
     line = Line(rtt, size).run(Width())
-    assert line.share > min(0.9, MOST * size / RATE / (rtt + size / RATE) - 0.2)
+    one_by_one = size / RATE / (rtt + size / RATE)
+    assert line.share > max(0.75, one_by_one) - 0.02
     assert line.mean_queue < 1.6
 
 
@@ -85,21 +86,21 @@ def test_new_video_now_and_then_does_not_make_it_less():
     assert width.most == 1 + 1 + 4
 
 
-def test_where_every_answer_takes_longer_it_is_one_less_but_never_below_two():
+def test_where_every_answer_takes_longer_it_is_one_less():
     width = Width()
     for _ in range(FIRST_ROUND + ROUND):
         width.note(0.1, 0.2, size=1, beside=width.most - 1)
     assert width.most == 3
-    for _ in range(5 * ROUND):
+    for _ in range(2 * ROUND):
         width.note(0.2, 0.3, size=1, beside=width.most - 1)
-    assert width.most == 2
+    assert width.most == 1
 
 
 def test_the_first_of_a_batch_say_nothing_of_a_queue():
     width = Width()
     for _ in range(FIRST_ROUND + ROUND):
         width.note(0.1, 0.2, size=1, beside=width.most - 1)
-    for number in range(3 * ROUND):
+    for number in range(ROUND + 4):
         first = number % 4 == 0
         width.note(0.1 if first else 0.3, 0.3, size=1, beside=0 if first else width.most - 1)
     assert width.most == 2
