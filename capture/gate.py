@@ -25,11 +25,10 @@ from capture.locks import one_after_the_other
 from capture.outcome import Kind, Outcome
 from capture.segment import rfc3339
 from capture.settings import IngestSettings
-from capture.spool import Spool, read_json
+from capture.spool import Spool, number_in, read_json
 
 FAILURES_TO_OPEN = 3
-# A cloud that never answers costs a whole deadline each time: two of those are enough.
-DEAR_FAILURE = 2
+DEAR_FAILURE = 2  # a cloud that never answers costs a whole deadline each time: two of those are enough
 FIRST_PROBE_SECONDS = 1.0
 # Together below the ten seconds within which new video has to pass again after an outage.
 SLOWEST_PROBE_SECONDS = 4.0
@@ -87,14 +86,17 @@ def probe_answer_seconds(probes: int) -> float | None:
     return None if (probes + 1) % PATIENT_PROBE_EVERY == 0 else PROBE_ANSWER_SECONDS
 
 
-def number_of(state: dict[str, Any], key: str) -> float:
-    """Return a number of a state file that may be damaged; 0 for anything else."""
-    value = state.get(key)
+def _is_open(state: dict[str, Any]) -> bool:
+    return number_in(state, "failures") >= FAILURES_TO_OPEN
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file; tell whether it was there."""
     try:
-        number = float(value) if isinstance(value, int | float) else 0.0
-    except OverflowError:
-        return 0.0
-    return number if math.isfinite(number) else 0.0
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _token_id(spool_id: str, token: str) -> str:
@@ -169,7 +171,7 @@ class Gate:
 
     def is_open(self) -> bool:
         """Tell whether the cloud counts as down."""
-        return number_of(read_json(self._breaker), "failures") >= FAILURES_TO_OPEN
+        return _is_open(read_json(self._breaker))
 
     def outage(self) -> dict[str, Any]:
         """Return failures in a row, since when, and the reason; empty when the last attempt was answered."""
@@ -199,8 +201,7 @@ class Gate:
 
     def next_probe_in(self) -> float:
         """Return the seconds until the next probe of a cloud that is down; 0 when one is due."""
-        state = read_json(self._breaker)
-        return max(0.0, self._wait(number_of(state, "probe_at"), asked=number_of(state, "asked")))
+        return max(0.0, self._probe_wait(read_json(self._breaker)))
 
     def _shut(self, token: str) -> "_Shut | None":
         """Return why and for how long the gate is shut for this token; None when it is open."""
@@ -210,12 +211,15 @@ class Gate:
             if self._settings.on_refused == "stop":
                 return _Shut(Verdict.REFUSED, math.inf)
             every = self._settings.hold_probe_every
-            wait = self._wait(number_of(read_json(refused), "at") + every, asked=every)
-            return _Shut(Verdict.REFUSED, wait, int(number_of(state, "probes")))
-        if number_of(state, "failures") < FAILURES_TO_OPEN:
+            wait = self._wait(number_in(read_json(refused), "at") + every, asked=every)
+            return _Shut(Verdict.REFUSED, wait, int(number_in(state, "probes")))
+        if not _is_open(state):
             return None
-        wait = self._wait(number_of(state, "probe_at"), asked=number_of(state, "asked"))
-        return _Shut(Verdict.DOWN, wait, int(number_of(state, "probes")))
+        return _Shut(Verdict.DOWN, self._probe_wait(state), int(number_in(state, "probes")))
+
+    def _probe_wait(self, state: dict[str, Any]) -> float:
+        """Return the seconds until the next probe of a cloud that is down."""
+        return self._wait(number_in(state, "probe_at"), asked=number_in(state, "asked"))
 
     def _wait(self, due: float, *, asked: float) -> float:
         """Return the seconds until a probe is due; a wait that nobody set is a clock that was set back."""
@@ -238,7 +242,7 @@ class Gate:
         with one_after_the_other(self._spool.state / "breaker.lock"):
             state = read_json(self._breaker)
             if state:
-                probes = int(number_of(state, "probes")) + 1
+                probes = int(number_in(state, "probes")) + 1
                 due = self._spool.clock.time() + probe_delay(probes, self._dice.random())
                 self._spool.write_for_sure(self._breaker, {**state, "probes": probes, "probe_at": due})
 
@@ -253,35 +257,28 @@ class Gate:
             return self._count_failure(outcome, is_probe=is_probe)
         if outcome.kind is Kind.FATAL:
             self._note_refusal(outcome, token, camera)
-            return Change.UP if self._reset(self._breaker) else Change.NONE
-        if not is_probe and self._is_asked_to_wait():
+            return Change.UP if self._close(read_json(self._breaker)) else Change.NONE
+        state = read_json(self._breaker)
+        if not is_probe and number_in(state, "asked") > 0 and self._probe_wait(state) > 0:
             return Change.NONE
-        was_down = self._reset(self._breaker)
+        was_down = self._close(state)
         # A captive portal's page is an answer, but it says nothing about the token.
-        accepted = is_probe and outcome.kind is Kind.OK and self._reset(self._refused_path(token))
+        accepted = is_probe and outcome.kind is Kind.OK and _removed(self._refused_path(token))
         return Change.UP if was_down or accepted else Change.NONE
 
-    def _reset(self, path: Path) -> bool:
-        was_shut = path != self._breaker or self.is_open()
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            return False
-        return was_shut
-
-    def _is_asked_to_wait(self) -> bool:
-        asked = number_of(read_json(self._breaker), "asked")
-        return asked > 0 and self.next_probe_in() > 0
+    def _close(self, state: dict[str, Any]) -> bool:
+        """Close the breaker, which was in that state; tell whether it was open."""
+        return _removed(self._breaker) and _is_open(state)
 
     def _count_failure(self, outcome: Outcome, *, is_probe: bool) -> Change:
         with one_after_the_other(self._spool.state / "breaker.lock"):
             state = read_json(self._breaker)
-            before = int(number_of(state, "failures"))
+            before = int(number_in(state, "failures"))
             failures = before + (DEAR_FAILURE if outcome.timed_out and not outcome.is_slow else 1)
             asked = min(outcome.retry_after or 0.0, LONGEST_ASKED_SECONDS)
             if asked:  # the cloud said itself for how long: nobody else needs to find out
                 failures = max(failures, FAILURES_TO_OPEN)
-            probes = int(number_of(state, "probes")) + (is_probe and failures > FAILURES_TO_OPEN)
+            probes = int(number_in(state, "probes")) + (is_probe and failures > FAILURES_TO_OPEN)
             delay = max(probe_delay(probes, self._dice.random()), asked)
             self._spool.write_for_sure(
                 self._breaker,

@@ -4,20 +4,19 @@ What they share is a small file that each locks for a moment before each piece o
 free again, and when new video last took some of it. Losing the file costs nothing but a short burst.
 """
 
-import fcntl
 import math
 import os
-import socket
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
+from capture.host import host, remove_old
+from capture.locks import one_after_the_other
 from capture.timetable import Timetable
 
 log = structlog.get_logger()
@@ -30,7 +29,6 @@ LARGEST_PIECE = 256 * 1024
 LIVE_SECONDS = 0.25
 # ... but not for ever: a tenth of the rate is the backlog's, whatever happens.
 BACKLOG_SHARE = 0.1
-_OLD_SECONDS = 86400.0
 LONGEST_SLEEP = 0.05
 LONGEST_PIECE_SECONDS = 1.0
 # A line that is booked for longer than any piece takes was booked before the machine started anew.
@@ -111,30 +109,10 @@ class Limiter:
 
     def _book(self, seconds: float, now: float, *, is_live: bool) -> float:
         """Take the line for so many seconds if it is free; else return when to ask again, in seconds."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with one_after_the_other(self._path) as descriptor:
             state, pause = book(_read(descriptor), seconds, now, is_live=is_live)
             os.pwrite(descriptor, _STATE.pack(*state), 0)
-        finally:
-            os.close(descriptor)
         return pause
-
-
-def host() -> str:
-    """Return a name that all containers of a machine have in common, for as long as it runs."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return socket.gethostname()
-
-
-def remove_old(own: Path) -> None:
-    """Remove what other machines, and this one before it started anew, left behind."""
-    for path in own.parent.glob(f"{own.name.partition('-')[0]}-*.bin"):
-        with suppress(OSError):
-            if path != own and time.time() - path.lstat().st_mtime > _OLD_SECONDS:
-                path.unlink()
 
 
 State = tuple[float, float, float]

@@ -4,18 +4,17 @@ Who sends from the backlog looks at it before each body, and leaves new video th
 counter is a small file; losing it is harmless: the two share the line then.
 """
 
-import fcntl
 import os
 import struct
-import time
 from contextlib import suppress
 from pathlib import Path
 
-from capture.limiter import host, remove_old
+from capture.host import host, remove_old
+from capture.locks import held
 
 _COUNT = struct.Struct("<Q")
 _MOST = 2**63
-TRIES, TRY_SECONDS = 5, 0.001
+WAIT_SECONDS, POLL_SECONDS = 0.004, 0.001  # whoever holds it for longer must not hold up new video
 
 
 class LiveBytes:
@@ -27,14 +26,9 @@ class LiveBytes:
 
     def add(self, size: int) -> None:
         """Count what begins now; on a full disk, or where somebody else holds the file, that is lost."""
-        with suppress(OSError):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-            try:
-                if not _locked(descriptor):
-                    return
+        with suppress(OSError), held(self._path, wait=WAIT_SECONDS, poll=POLL_SECONDS) as descriptor:
+            if descriptor is not None:
                 os.pwrite(descriptor, _COUNT.pack((_read(descriptor) + size) % _MOST), 0)
-            finally:
-                os.close(descriptor)
 
     def total(self) -> int:
         """Return the count; 0 where there is none."""
@@ -48,18 +42,6 @@ class LiveBytes:
             return 0
         finally:
             os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    """Lock it within a few milliseconds; whoever holds it for longer must not hold up new video."""
-    for _ in range(TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(TRY_SECONDS)
-        else:
-            return True
-    return False
 
 
 def _read(descriptor: int) -> int:

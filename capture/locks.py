@@ -16,19 +16,26 @@ def exclusive(path: Path, *, wait: float = 0.0) -> Iterator[bool]:
 
     Tries again for `wait` seconds.
     """
-    until = time.monotonic() + wait
-    with _opened(path) as descriptor:
-        while not (is_mine := _try(descriptor)) and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
-        yield is_mine
+    with held(path, wait=wait) as descriptor:
+        yield descriptor is not None
 
 
 @contextlib.contextmanager
-def one_after_the_other(path: Path) -> Iterator[None]:
-    """Wait until nobody else holds a lock file, and hold it."""
+def held(path: Path, *, wait: float = 0.0, poll: float = POLL_SECONDS) -> Iterator[int | None]:
+    """Do the same for a file that holds something; yields its descriptor, or None where another has it."""
+    until = time.monotonic() + wait
+    with _opened(path) as descriptor:
+        while not (is_mine := _try(descriptor)) and time.monotonic() < until:
+            time.sleep(poll)
+        yield descriptor if is_mine else None
+
+
+@contextlib.contextmanager
+def one_after_the_other(path: Path) -> Iterator[int]:
+    """Wait until nobody else holds a lock file, and hold it; yields its descriptor."""
     with _opened(path) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
 
 
 @contextlib.contextmanager

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 
 import structlog
 
-from capture.gate import number_of
-from capture.limiter import host
+from capture.host import host, remove_old
 from capture.locks import exclusive, one_after_the_other
 from capture.outcome import Kind, Outcome, attempt_seconds
 from capture.settings import IngestSettings
-from capture.spool import Spool, read_json
+from capture.spool import Spool, number_in, read_json
 
 # An upload that takes less than this share of its time alone would also be in time beside as many others.
 WIDE_SHARE = 1 / 8
@@ -26,7 +25,6 @@ LIKE_SHARE = 1 / 4
 KNOWN_SECONDS = 600.0
 # New video waits for its turn for so much of what an attempt has on top of the time for its bytes.
 WAIT_SHARE = 0.5
-_OLD_SECONDS = 86400.0
 _LARGEST = 2.0**50  # bytes
 
 log = structlog.get_logger()
@@ -49,7 +47,7 @@ class Narrow:
         if not self._known.exists():
             return 0
         known = read_json(self._known)  # may be damaged
-        at, size = number_of(known, "at"), number_of(known, "bytes")
+        at, size = number_in(known, "at"), number_in(known, "bytes")
         # A clock that was set back makes it young for ever: such a note does not count.
         is_young = 0 <= self._spool.clock.time() - at < KNOWN_SECONDS
         return int(size) if is_young and 0 < size < _LARGEST else 0
@@ -75,10 +73,10 @@ class Narrow:
 
     def note(self, outcome: Outcome, *, size: int, seconds: float) -> None:
         """Note what an attempt tells of the line."""
-        whole, known = attempt_seconds(self._settings, size), self.too_large()
         if outcome.is_slow:
             self._begin(size, seconds)
-        elif known and outcome.kind is Kind.OK:
+        elif outcome.kind is Kind.OK and (known := self.too_large()):
+            whole = attempt_seconds(self._settings, size)
             if size >= known * LIKE_SHARE and seconds < whole * WIDE_SHARE:
                 self._known.unlink(missing_ok=True)
                 log.info("line_fast_again", bytes=size, seconds=round(seconds, 1))
@@ -91,17 +89,9 @@ class Narrow:
             known = self.too_large()
             self._write(size)
         if not known:
-            self._remove_old()
+            remove_old(self._known, now=self._spool.clock.time())
             then = "one upload at a time until one is fast"
             log.warning("line_slow", bytes=size, seconds=round(seconds), then=then)
-
-    def _remove_old(self) -> None:
-        """Remove what other machines, and this one before it started anew, left behind."""
-        own, now = {self._known}, self._spool.clock.time()
-        for path in set(self._spool.state.glob("narrow-*.json")) - own:
-            with contextlib.suppress(OSError):
-                if now - path.lstat().st_mtime > _OLD_SECONDS:
-                    path.unlink()
 
     def _write(self, size: int) -> None:
         try:

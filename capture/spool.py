@@ -8,6 +8,7 @@ import contextlib
 import errno
 import heapq
 import json
+import math
 import os
 import secrets
 import stat
@@ -237,6 +238,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def number_in(state: dict[str, Any], key: str) -> float:
+    """Return a number of a state file that may be damaged; 0 for anything else."""
+    value = state.get(key)
+    try:
+        number = float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:
+        return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

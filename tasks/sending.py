@@ -27,6 +27,8 @@ from capture.outcome import Outcome
 from capture.spool import Debt
 from tasks.width import Width
 
+# So little of a body waits in the kernel that "it has left" is true, also on a slow line.
+UNSENT_BYTES = 64 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
 MOST_SPACINGS = 4.0  # between two uploads: the backlog keeps a share where new video never ends
 LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
@@ -64,9 +66,8 @@ class _Exchange:
     took: float = 0.0  # seconds from the beginning
     beside: int = 0  # how many others were under way then
     is_done: bool = False
-    _turn: threading.Lock = field(
-        default_factory=threading.Lock
-    )  # is taken by its thread, or by nobody any more
+    # Its thread takes it to begin, and whoever gives it up before: the other one finds it taken.
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
         """Send, and keep what becomes of it. Raises SoftTimeLimitExceeded in the thread of the task."""
@@ -122,9 +123,12 @@ class Sender:
     """Sends for one process: its warm clients, and what it knows of the line."""
 
     def __init__(
-        self, make: Callable[[bool], Ingest], live: LiveBytes, is_slow: Callable[[], bool] = lambda: False
+        self,
+        make: Callable[[int | None], Ingest],
+        live: LiveBytes,
+        is_slow: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`make` makes a client; it is told whether that is for requests beside others.
+        """`make` makes a client; it is told how much of a body may wait in the kernel, in bytes, if not all.
 
         `live` counts what this host sends of new video. `is_slow` tells whether the line is too slow for more
         than one at once.
@@ -144,7 +148,7 @@ class Sender:
     def ingest(self) -> Ingest:
         """The client of the task's own thread."""
         if self._own is None:
-            self._own = self._make(False)
+            self._own = self._make(None)
         return self._own
 
     @property
@@ -182,13 +186,11 @@ class Sender:
                 self._land(note, while_=lambda: not self._has_room())
             on_last()
             self._land(note, while_=lambda: bool(self._running))
-        except SoftTimeLimitExceeded:
+        except Exception as error:  # what others have delivered is to be written down all the same
             self._cut()
             self._land(note, while_=lambda: bool(self._running))
-        except Exception:  # what others have delivered is to be written down all the same
-            self._cut()
-            self._land(note, while_=lambda: bool(self._running))
-            raise
+            if not isinstance(error, SoftTimeLimitExceeded):
+                raise
         finally:
             self._abandon()
 
@@ -218,7 +220,7 @@ class Sender:
     def _started(self, debt: Debt, steps: Steps, request: Request) -> bool:
         """Send it in a thread; False where the system has none left, or no client can be made."""
         try:
-            ingest = self._others.pop() if self._others else self._make(True)
+            ingest = self._others.pop() if self._others else self._make(UNSENT_BYTES)
         except ConfigError:
             return False
         exchange = _Exchange(debt, steps, request, ingest, self._wake, beside=len(self._running))
@@ -242,13 +244,15 @@ class Sender:
 
     def _has_room(self) -> bool:
         running = self._running
-        if running:
-            self._give_way()
+        if not running:
+            return True
+        self._give_way()
         return (
-            not any(exchange.is_leaving for exchange in running)
-            and len(running) < (self._width.most if self.overlaps else 1)
+            time.monotonic() >= self._next_at
+            and not any(exchange.is_leaving for exchange in running)
+            and len(running) < self._width.most
             and sum(exchange.request.claim.size for exchange in running) < MOST_BYTES
-            and (not running or time.monotonic() >= self._next_at)
+            and self.overlaps
         )
 
     def _land(self, note: Note, *, while_: Callable[[], bool]) -> None:

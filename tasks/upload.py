@@ -170,7 +170,7 @@ def _attempt_now(worker: Worker, claimed: Claim, attempt: int, *, is_live: bool)
             )
         is_probe = admission.verdict is Verdict.PROBE
         # A probe in a hurry says nothing on a slow line, and leaves it full.
-        patience = None if worker.narrow.too_large() else admission.answer_seconds
+        patience = None if is_probe and worker.narrow.too_large() else admission.answer_seconds
         begun = time.monotonic()
         outcome, sha256 = yield Request(claimed, token, patience, is_live)
         seconds = time.monotonic() - begun

@@ -30,8 +30,6 @@ from tasks.metrics import metering
 from tasks.sending import Sender
 
 LEFT_SECONDS = 2.0
-# So little of a body waits in the kernel that "it has left" is true, also on a slow line.
-UNSENT_BYTES = 64 * 1024
 NOT_MOUNTED = "the spool is not mounted"
 
 log = structlog.get_logger()
@@ -62,11 +60,10 @@ class Worker:
         """The warm client."""
         return self.sender.ingest
 
-    def _client(self, is_beside_others: bool) -> Ingest:  # noqa: FBT001 - its only argument
+    def _client(self, unsent_bytes: int | None) -> Ingest:
         # Reading the authorities takes 20 ms: once per process, also when a client is dropped.
         self._tls = self._tls or tls_context(self.settings.ingest.ca_file)
-        unsent = UNSENT_BYTES if is_beside_others else None
-        return Ingest(self.settings.ingest, tls=self._tls, limit=self._limit(), unsent_bytes=unsent)
+        return Ingest(self.settings.ingest, tls=self._tls, limit=self._limit(), unsent_bytes=unsent_bytes)
 
     def _limit(self) -> Limiter | None:
         rate = self.settings.ingest.max_rate

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from capture.limiter import host
+from capture.host import host
 from capture.live_bytes import LiveBytes
 
 
