@@ -34,6 +34,7 @@ UNACKED: Final = "unacked"  # kombu's hash of messages that a worker has and has
 DIRECTORY_PREFIX: Final = "relay-capture-"
 DIRECTORY_NAME: Final = re.compile(rf"{DIRECTORY_PREFIX}[a-z0-9_]{{8}}")  # as mkdtemp makes them
 DIRECTORY_ATTEMPTS: Final = 5
+_PLAIN: Final = "_relay_plain_client"  # where a pool keeps it
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -197,8 +198,10 @@ def plain_client(pool: "ConnectionPool") -> Iterator["Redis"]:
     """
     from redis import Redis, RedisError  # noqa: PLC0415  heavy, and not every command asks
 
+    kept = vars(pool)  # it has no connection of its own, and making one takes as long as asking something
+    client: Redis = kept.get(_PLAIN) or kept.setdefault(_PLAIN, Redis(connection_pool=pool))
     try:
-        yield Redis(connection_pool=pool)
+        yield client
     except RedisError as error:
         raise OSError(errno.EHOSTDOWN, f"the broker does not serve us: {type(error).__name__}") from error
 

@@ -5,6 +5,7 @@ closing it: the signal may have left a connection half used, and closing can blo
 """
 
 import base64
+import functools
 import socket
 import ssl
 import sys
@@ -228,7 +229,8 @@ class Ingest:
                 status, answer, text = self._exchange_for_sure(request, used)
                 target = _redirect_target(url, status, answer.get("location", ""))
                 if target is None:
-                    text = redact(text.decode("utf-8", "replace"), [token]).encode()
+                    if text:
+                        text = redact(text.decode("utf-8", "replace"), [token]).encode()
                     return classify(status, answer, text, success=allowed, no_page=no_page)
                 url = target
         except DeadlineError:
@@ -259,8 +261,10 @@ class Ingest:
         response = self._transport.handle_request(request)
         try:
             text = b""
-            # To its end, also where there is no body: only then is the connection used again.
-            for piece in response.iter_raw(_ANSWER_BYTES):
+            # To its end, also where there is no body: only then is the connection used again. As it comes in:
+            # the response would count it, and cut it into pieces.
+            assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - this transport's are
+            for piece in response.stream:
                 text += piece
                 if len(text) >= _ANSWER_BYTES:
                     break
@@ -296,6 +300,20 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
         ) from None
 
 
+class _Stream(httpx.SyncByteStream):
+    """A body, or none."""
+
+    def __init__(self, content: Iterator[bytes] | None) -> None:
+        self._content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._content or iter(())
+
+
+# Parsing one takes as long as sending a small segment to the kernel; cameras keep theirs.
+_parsed = functools.lru_cache(maxsize=1024)(httpx.URL)
+
+
 def _request_of(
     method: str,
     url: str,
@@ -305,8 +323,14 @@ def _request_of(
     content: Iterator[bytes] | None = None,
     trace: Callable[[str, Mapping[str, Any]], None] | None = None,
 ) -> httpx.Request:
+    """Return a request. Raises httpx.InvalidURL.
+
+    With a stream instead of content: httpx adds no headers then, and does not make those that there are anew.
+    """
     extensions = {"timeout": timeout.as_dict(), **({"trace": trace} if trace else {})}
-    return httpx.Request(method, url, headers={**_HEADERS, **headers}, content=content, extensions=extensions)
+    place = _parsed(url)
+    headers = {"Host": place.netloc.decode("ascii"), **_HEADERS, **headers}
+    return httpx.Request(method, place, headers=headers, stream=_Stream(content), extensions=extensions)
 
 
 def _redirect_target(url: str, status: int, location: str) -> str | None:

@@ -1,5 +1,6 @@
 """The client against a real server: every way an attempt can end comes out as an outcome."""
 
+import base64
 import hashlib
 import os
 import signal
@@ -67,6 +68,55 @@ def test_a_segment_arrives_byte_for_byte_with_all_its_headers(sink, claimed):
     assert (receipt.camera, receipt.session, receipt.sequence) == ("door", claimed.session.id, 1)
     assert receipt.start == claimed.segment.start_rfc3339
     assert receipt.duration == claimed.segment.duration
+
+
+def test_on_the_wire_stands_each_header_once_and_nothing_of_a_library(claimed):
+    heads = []
+
+    def listen(server: socket.socket) -> None:
+        with server, server.accept()[0] as peer:
+            for _ in range(2):
+                data = b""
+                while b"\r\n\r\n" not in data:
+                    data += peer.recv(65536)
+                head, _, body = data.partition(b"\r\n\r\n")
+                heads.append(head.decode().split("\r\n"))
+                left = (claimed.size if head.startswith(b"POST") else 0) - len(body)
+                while left > 0:
+                    left -= len(peer.recv(65536))
+                peer.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    thread = threading.Thread(target=listen, args=(server,), daemon=True)
+    thread.start()
+    ingest = client(f"http://127.0.0.1:{port}")
+    _, sha256 = ingest.send_segment(claimed, "T")
+    assert ingest.end_stream("door", "T").kind is Kind.OK
+    thread.join(5)
+    digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+    common = [
+        f"Host: 127.0.0.1:{port}",
+        "User-Agent: relay-capture",
+        "Accept: */*",
+        "Accept-Encoding: identity",
+        "Connection: keep-alive",
+    ]
+    assert heads == [
+        [
+            "POST /api/stream/ingest/door HTTP/1.1",
+            *common,
+            "Content-Type: video/mp2t",
+            f"Content-Length: {claimed.size}",
+            f"Content-Digest: sha-256=:{digest}:",
+            f"Idempotency-Key: {claimed.idempotency_key}",
+            "X-Segment-Sequence: 1",
+            f"X-Segment-Start: {claimed.segment.start_rfc3339}",
+            f"X-Segment-Duration: {claimed.segment.duration:.3f}",
+            "X-API-Key: T",
+        ],
+        ["DELETE /api/stream/ingest/door HTTP/1.1", *common, "X-API-Key: T"],
+    ]
 
 
 def test_the_same_segment_again_is_a_delivery_and_stored_once(sink, claimed):

@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+import redis
 from kombu.transport.redis import Channel, QoS
 
 import tasks  # noqa: F401 - it installs the guards
+from capture.broker import plain_client
 
 
 def qos(*, client) -> QoS:
@@ -24,3 +26,32 @@ def test_a_message_is_acknowledged_in_vain_when_its_connection_is_gone():
 def test_another_fault_in_it_is_not_hidden():
     with pytest.raises(AttributeError):
         qos(client=SimpleNamespace()).ack("tag")
+
+
+def test_a_channel_keeps_its_client_as_long_as_its_connections():
+    channel = Channel.__new__(Channel)
+    channel.Client = redis.Redis
+    channel._pool = redis.ConnectionPool()
+    first = channel._create_client()
+    assert channel._create_client() is first
+    channel._pool = redis.ConnectionPool()
+    again = channel._create_client()
+    assert again is not first
+    assert again.connection_pool is channel._pool
+
+
+def test_other_channels_have_clients_of_their_own():
+    pool, found = redis.ConnectionPool(), []
+    for _ in range(2):
+        channel = Channel.__new__(Channel)
+        channel.Client, channel._pool = redis.Redis, pool
+        found.append(channel._create_client())
+    assert found[0] is not found[1]
+
+
+def test_a_pool_keeps_the_client_that_asks_without_a_prefix():
+    pool = redis.ConnectionPool()
+    with plain_client(pool) as first, plain_client(pool) as again:
+        assert first is again
+    with plain_client(redis.ConnectionPool()) as other:
+        assert other is not first
