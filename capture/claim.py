@@ -2,13 +2,14 @@
 
 A claim is an advisory lock on the segment file itself. Names are hostile: they come out of a broker.
 Nothing is opened but a regular file directly inside a session directory directly inside the spool;
-every step is taken relative to the directory opened before it, and no link is followed.
+it is opened relative to that directory, and no link below the spool is followed.
 """
 
 import errno
 import fcntl
 import os
 import stat
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -29,7 +30,9 @@ class HostileNameError(ValueError):
 class Claim:
     """An owed segment that nobody else is sending. Use it as a context."""
 
-    def __init__(self, spool: Spool, session: SessionName, segment: SegmentName, file: BinaryIO) -> None:
+    def __init__(
+        self, spool: Spool, session: SessionName, segment: SegmentName, file: BinaryIO, path: Path
+    ) -> None:
         self.spool = spool
         self.session = session
         self.segment = segment
@@ -37,7 +40,7 @@ class Claim:
         status = os.fstat(file.fileno())
         self.size = status.st_size
         self.written_at = status.st_mtime  # seconds since 1970
-        self._path = spool.session_path(session) / str(segment)
+        self._path = path
 
     @property
     def idempotency_key(self) -> str:
@@ -45,7 +48,7 @@ class Claim:
         return f"{self.session.id}/{self.segment.sequence}"
 
     def _names(self) -> dict[str, object]:
-        return {"session": str(self.session), "segment": str(self.segment), "bytes": self.size}
+        return {"session": str(self.session), "segment": self._path.name, "bytes": self.size}
 
     def delivered(self, *, sha256: str, status: int, attempts: int) -> None:
         """Journal the delivery on the disk, then delete the file; never the other way round.
@@ -138,8 +141,10 @@ def parse_session(session: object) -> SessionName:
 
 def claim(spool: Spool, session: SessionName, segment: SegmentName) -> Claim | None:
     """Lock an owed segment; None when it is gone or somebody else has it."""
+    folder = spool.session_path(session)
+    path = folder / str(segment)
     try:
-        descriptor = _open(spool, str(session), str(segment))
+        descriptor = _open(folder, path.name)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -147,11 +152,12 @@ def claim(spool: Spool, session: SessionName, segment: SegmentName) -> Claim | N
             raise HostileNameError(f"{segment} is no regular file") from None
         raise
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise HostileNameError(f"{segment} is no regular file")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held the lock before may have delivered it between our open and our lock.
-        if os.fstat(descriptor).st_ino != (spool.session_path(session) / str(segment)).lstat().st_ino:
+        if found.st_ino != path.lstat().st_ino:
             os.close(descriptor)
             return None
     except (BlockingIOError, FileNotFoundError):
@@ -160,15 +166,11 @@ def claim(spool: Spool, session: SessionName, segment: SegmentName) -> Claim | N
     except BaseException:
         os.close(descriptor)
         raise
-    return Claim(spool, session, segment, os.fdopen(descriptor, "rb", buffering=0))
+    return Claim(spool, session, segment, os.fdopen(descriptor, "rb", buffering=0), path)
 
 
-def _open(spool: Spool, session: str, segment: str) -> int:
-    root = os.open(spool.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        directory = os.open(session, _DIRECTORY, dir_fd=root)
-    finally:
-        os.close(root)
+def _open(folder: Path, segment: str) -> int:
+    directory = os.open(folder, _DIRECTORY)
     try:
         return os.open(segment, _FILE, dir_fd=directory)
     finally:

@@ -148,13 +148,13 @@ class Gate:
         self._dice = dice or random.Random()  # noqa: S311 - jitter, not a secret
         # Asked before and after each attempt, of very few tokens.
         self._token_id = lru_cache(maxsize=16)(partial(_token_id, spool.id))
+        self._refused_path = lru_cache(maxsize=16)(
+            lambda token: spool.state / f"refused-{self.token_id(token)}.json"
+        )
 
     def token_id(self, token: str) -> str:
         """Return a short name for a token that tells nothing about it."""
         return self._token_id(token)
-
-    def _refused_path(self, token: str) -> Path:
-        return self._spool.state / f"refused-{self.token_id(token)}.json"
 
     def refusal(self, token: str) -> dict[str, Any] | None:
         """Return status, time and advice when the cloud refused this token; None if it did not."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Journal:
     def __init__(self, directory: Path, clock: Clock | None = None) -> None:
         self.directory = directory
         self._clock = clock or Clock()
+        self._path = lru_cache(maxsize=256)(lambda camera, day: directory / camera / f"{day}.jsonl")
         # Told of what this process has written; for those who count. It must neither wait nor raise.
         self.observer: Callable[[str, Event, Sequence[Mapping[str, object]]], None] | None = None
 
@@ -62,13 +64,12 @@ class Journal:
         """Write a line for each row, all or none; with `durable`, one sync for all. Raises OSError."""
         now = self._clock.now()
         lines = [json.dumps({"t": rfc3339(now), "event": event, **row}, ensure_ascii=True) for row in rows]
-        directory = self.directory / camera
-        path = directory / f"{now:%Y-%m-%d}.jsonl"
+        path = self._path(camera, now.date().isoformat())
         try:
             descriptor = _open_append(path)
         except FileNotFoundError:
             # Without its parents: where the spool is not mounted, nothing must be made.
-            directory.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             descriptor = _open_append(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -58,8 +58,7 @@ def classify(
 
     With `no_page` a web page is no success with a 2xx: it is a portal's, or a wrong address.
     """
-    is_html = headers.get("content-type", "").lower().startswith("text/html")
-    is_page = no_page and is_html and status < _REDIRECTION
+    is_page = no_page and status < _REDIRECTION and _is_html(headers)
     if status in success and not is_page:
         return Outcome(Kind.OK, status, f"HTTP {status}")
     reason = describe(status, body)
@@ -70,6 +69,10 @@ def classify(
     if status in _TRANSIENT or status >= _SERVER_ERROR:
         return Outcome(Kind.TRANSIENT, status, reason, retry_after(headers.get("retry-after", ""), now=now))
     return Outcome(Kind.REJECTED, status, reason)
+
+
+def _is_html(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").lower().startswith("text/html")
 
 
 def describe(status: int, body: bytes) -> str:

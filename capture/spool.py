@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +67,9 @@ class Spool:
         self.clock = clock or Clock()
         self.journal = Journal(root / JOURNAL, self.clock)
         self.state = root / STATE
+        # Asked several times for each upload, and joining paths takes longer than asking the disk.
+        self._session_path = lru_cache(maxsize=256)(lambda session: root / str(session))
+        self._rejects = lru_cache(maxsize=256)(lambda camera: root / STATE / f"rejects-{camera}.json")
 
     @classmethod
     def open(cls, root: Path, *, create: bool = False, clock: Clock | None = None) -> "Spool":
@@ -99,7 +103,7 @@ class Spool:
             )
 
     def session_path(self, session: SessionName) -> Path:
-        return self.root / str(session)
+        return self._session_path(session)
 
     def has_session(self, session: SessionName) -> bool:
         """Tell whether a session's directory is here; a link to one elsewhere is none."""
@@ -217,9 +221,6 @@ class Spool:
     def clear_rejects(self, camera: str) -> None:
         """Note that a segment of this camera was taken."""
         self._rejects(camera).unlink(missing_ok=True)
-
-    def _rejects(self, camera: str) -> Path:
-        return self.state / f"rejects-{camera}.json"
 
 
 def _by_sequence(name: str) -> tuple[int, str]:

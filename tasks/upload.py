@@ -1,7 +1,8 @@
 """Uploads: one live segment per message, several backlog segments per message."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -41,14 +42,17 @@ def upload_segment(self: RelayTask, session: str, segment: str) -> str:
     worker = this_worker()
     is_live = (self.request.delivery_info or {}).get("routing_key") == LIVE
     try:
-        steps = _upload(worker, session, segment, attempt=self.request.retries + 1, is_live=is_live)
-        outcome = worker.sender.one(steps)
+        debt = Debt(*parse_names(session, segment))
+    except HostileNameError as error:
+        return _hostile(str(error))
+    try:
+        outcome = worker.sender.one(_upload(worker, debt, attempt=self.request.retries + 1, is_live=is_live))
     except OSError as error:
-        return _trouble(worker, session, segment, error=error)
+        return _trouble(worker, debt, error=error)
     if isinstance(outcome, str):
         return outcome
-    name, _ = parse_names(session, segment)
-    return _conclude(worker, outcome, name.camera)
+    _end_if_over(worker, [debt.session])
+    return _conclude(worker, outcome, debt.camera)
 
 
 @app.task(base=RelayTask, name=UPLOAD_BATCH)
@@ -61,10 +65,18 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
     worker = this_worker()
     if not worker.is_mounted():
         return NOT_MOUNTED
+    tried: dict[SessionName, None] = {}
+
+    def note(debt: Debt, outcome: Outcome | str) -> None:
+        batch.note(debt, outcome)
+        if not isinstance(outcome, str):
+            tried[debt.session] = None
+
     with Batch(worker, debts) as batch:
         if not batch.has_lane:
             return "not now: as many others as may are sending from the backlog"
-        worker.sender.many(batch.due(), partial(_try_one, worker), note=batch.note, on_last=batch.leave_lane)
+        worker.sender.many(batch.due(), partial(_try_one, worker), note=note, on_last=batch.leave_lane)
+    _end_if_over(worker, tried)
     if batch.refusal is not None:
         _conclude(worker, *batch.refusal)
     return f"sent {batch.delivered} of {len(debts)}"
@@ -81,19 +93,18 @@ def _parse_batch(items: object) -> list[Debt]:
 def _try_one(worker: Worker, debt: Debt) -> Steps:
     """Send one of a batch. What fails stays owed and must not hold up its neighbours."""
     try:
-        return (yield from _upload(worker, str(debt.session), str(debt.segment), attempt=1))
+        return (yield from _upload(worker, debt, attempt=1))
     except OSError as error:
-        return Outcome(Kind.TRANSIENT, 0, _trouble(worker, str(debt.session), str(debt.segment), error=error))
+        return Outcome(Kind.TRANSIENT, 0, _trouble(worker, debt, error=error))
     except ConfigError as error:  # its token cannot be read
         tell_unfit(error)
         return Outcome(Kind.TRANSIENT, 0, str(error))
 
 
-def _upload(worker: Worker, session: str, segment: str, *, attempt: int, is_live: bool = False) -> Steps:
+def _upload(worker: Worker, debt: Debt, *, attempt: int, is_live: bool = False) -> Steps:
     """Make one attempt, unless there is none to make: then return the reason."""
     try:
-        names = parse_names(session, segment)
-        found = claim(worker.spool, *names)
+        found = claim(worker.spool, debt.session, debt.segment)
     except HostileNameError as error:
         return _hostile(str(error))
     if found is None:
@@ -106,24 +117,21 @@ def _upload(worker: Worker, session: str, segment: str, *, attempt: int, is_live
             worker.meter.held_back(HeldBack.NEWER_FIRST)
             return "left to recover: newer video waits"
         outcome = yield from _attempt(worker, found, attempt, is_live=is_live)
-    if not isinstance(outcome, str):
-        if outcome.kind is Kind.OK:
-            worker.meter.confirmed(found, is_live=is_live)
-        _end_if_over(worker, names[0])
+    if not isinstance(outcome, str) and outcome.kind is Kind.OK:
+        worker.meter.confirmed(found, is_live=is_live)
     return outcome
 
 
-def _trouble(worker: Worker, session: str, segment: str, *, error: OSError) -> str:
+def _trouble(worker: Worker, debt: Debt, *, error: OSError) -> str:
     """Say that this machine's disk or mount is in trouble. It costs the attempt; the segment stays owed."""
     worker.meter.local_error()
     if not worker.is_mounted():
         return NOT_MOUNTED
-    name, number = parse_names(session, segment)  # it was claimed, so they are ours
     log.error(
         "segment_not_sent",
-        camera=name.camera,
-        session=str(name),
-        segment=str(number),
+        camera=debt.camera,
+        session=str(debt.session),
+        segment=str(debt.segment),
         reason=error.strerror,
     )
     return f"owed: this machine: {error.strerror}"
@@ -138,10 +146,15 @@ def _is_late(worker: Worker, found: Claim) -> bool:
     return age > worker.settings.spool.recover_after and worker.memory.live_waits()
 
 
-def _end_if_over(worker: Worker, session: SessionName) -> None:
-    """Have the stream ended as soon as the last segment of an ended session is gone."""
-    if is_over(worker.spool, session):
-        hint(worker.app, Message(END_SESSION, (str(session),)))
+def _end_if_over(worker: Worker, sessions: Iterable[SessionName]) -> None:
+    """Have the stream ended as soon as the last segment of an ended session is gone.
+
+    Asked once for each session of a batch: looking takes a twentieth of an upload.
+    """
+    for session in sessions:
+        with suppress(OSError):  # what was sent is sent; recover looks again
+            if is_over(worker.spool, session):
+                hint(worker.app, Message(END_SESSION, (str(session),)))
 
 
 def _hostile(found: str) -> str:
@@ -198,16 +211,17 @@ def _note_line(worker: Worker, claimed: Claim, outcome: Outcome, seconds: float,
 
 def _settle(worker: Worker, claimed: Claim, outcome: Outcome, sha256: str, attempt: int) -> None:
     """Write down what became of the segment, before anything else can happen."""
+    if outcome.kind is Kind.OK:
+        claimed.delivered(sha256=sha256, status=outcome.status, attempts=attempt)
+        worker.spool.clear_rejects(claimed.session.camera)
+        _end_refusal(worker, claimed.session)
+        return
     names = {
         "camera": claimed.session.camera,
         "session": str(claimed.session),
         "segment": str(claimed.segment),
     }
-    if outcome.kind is Kind.OK:
-        claimed.delivered(sha256=sha256, status=outcome.status, attempts=attempt)
-        worker.spool.clear_rejects(claimed.session.camera)
-        _end_refusal(worker, claimed.session)
-    elif outcome.kind is Kind.REJECTED:
+    if outcome.kind is Kind.REJECTED:
         claimed.rejected(status=outcome.status, reason=outcome.reason)
         in_a_row = worker.spool.count_reject(claimed.session.camera)
         log.warning("segment_rejected", reason=outcome.reason, **names)
