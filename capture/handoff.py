@@ -169,7 +169,8 @@ class Publisher:
 
 def publish(app: Celery, message: Message) -> None:
     """Publish one message. Raises kombu's OperationalError when the broker cannot take it."""
-    app.send_task(message.task, args=list(message.args), queue=message.queue, **message.options)
+    # It goes to the queue by its name, so nothing needs to be declared, which takes an eighth of this.
+    app.send_task(message.task, args=list(message.args), queue=message.queue, declare=[], **message.options)
 
 
 def hint(app: Celery, message: Message) -> None:

@@ -7,7 +7,7 @@ import pytest
 import tasks.batch
 import tasks.upload
 from capture.gate import PATIENT_PROBE_EVERY
-from capture.handoff import BACKLOG, LIVE, RECOVER
+from capture.handoff import BACKLOG, END_SESSION, LIVE, RECOVER
 from capture.narrow import Narrow
 from capture.outcome import Kind, Outcome
 from capture.sink import Fault
@@ -73,6 +73,31 @@ def test_a_batch_sends_all_of_it_grows_the_window_and_asks_for_the_next(spool, s
     assert arrived(sink) == [1, 2, 3, 4, 5]
     assert this_worker().memory.load().window == 2
     assert (RECOVER, [True, False]) in messages(broker, LIVE)
+
+
+@pytest.mark.parametrize("status", [204, 413])
+def test_a_batch_with_the_last_of_an_ended_session_has_its_stream_ended_once(spool, sink, broker, status):
+    name, other = past_session(spool, owes=3), past_session(spool, "hall", owes=2)
+    if status != 204:
+        sink.faults.add(Fault("status", status=status))
+    upload_batch(pairs(spool, name) + pairs(spool, other)[:1])
+    ends = [message for message in messages(broker, LIVE) if message[0] == END_SESSION]
+    assert ends == [(END_SESSION, [str(name)])]
+
+
+def test_a_batch_that_tried_nothing_ends_no_stream(spool, sink, broker):
+    name = past_session(spool, owes=1)
+    batch = pairs(spool, name)
+    assert upload_batch(batch) == "sent 1 of 1"
+    assert upload_batch(batch) == "sent 0 of 1"
+    assert [task for task, _ in messages(broker, LIVE)].count(END_SESSION) == 1
+
+
+def test_a_message_comes_through_a_broker_that_knows_no_queues(spool, sink, broker):
+    name = past_session(spool, owes=1)
+    upload_batch(pairs(spool, name))
+    assert broker.keys("_kombu.binding.*") == []
+    assert (END_SESSION, [str(name)]) in messages(broker, LIVE)
 
 
 def test_a_batch_makes_way_for_a_new_segment_after_one_of_its_own(spool, sink, broker):
