@@ -186,9 +186,8 @@ class Ingest:
 
     def knock(self, token: str, *, seconds: float) -> Answer:
         """GET the cameras: tells whether the cloud answers and knows the token, and changes nothing."""
-        request = _request_of(
-            "GET", f"{self._base}/api/cameras", headers={"X-API-Key": token}, timeout=httpx.Timeout(seconds)
-        )
+        place = _parsed(f"{self._base}/api/cameras")
+        request = _request_of("GET", place, headers={"X-API-Key": token}, timeout=httpx.Timeout(seconds))
         try:
             status, answer, text = self._exchange(request)
         except httpx.TransportError as error:
@@ -214,12 +213,13 @@ class Ingest:
         used = _Used(self._line)
         self._line.forget()
         try:
+            place = _parsed(url)
             for _ in range(_MOST_REDIRECTS):
 
-                def request(url: str = url) -> httpx.Request:
+                def request(place: httpx.URL = place) -> httpx.Request:
                     return _request_of(
                         method,
-                        url,
+                        place,
                         headers={**headers, "X-API-Key": token},
                         timeout=timeout,
                         content=body() if body else None,
@@ -232,7 +232,7 @@ class Ingest:
                     if text:
                         text = redact(text.decode("utf-8", "replace"), [token]).encode()
                     return classify(status, answer, text, success=allowed, no_page=no_page)
-                url = target
+                url, place = target, httpx.URL(target)
         except DeadlineError:
             return self.deadline_passed()
         except ShrunkError as error:
@@ -310,27 +310,27 @@ class _Stream(httpx.SyncByteStream):
         return self._content or iter(())
 
 
-# Parsing one takes as long as sending a small segment to the kernel; cameras keep theirs.
+# Parsing one takes as long as sending a small segment to the kernel. Our own alone are kept: how long
+# somebody's redirects are is not up to us.
 _parsed = functools.lru_cache(maxsize=1024)(httpx.URL)
 
 
 def _request_of(
     method: str,
-    url: str,
+    url: httpx.URL,
     *,
     headers: dict[str, str],
     timeout: httpx.Timeout,
     content: Iterator[bytes] | None = None,
     trace: Callable[[str, Mapping[str, Any]], None] | None = None,
 ) -> httpx.Request:
-    """Return a request. Raises httpx.InvalidURL.
+    """Return a request.
 
     With a stream instead of content: httpx adds no headers then, and does not make those that there are anew.
     """
     extensions = {"timeout": timeout.as_dict(), **({"trace": trace} if trace else {})}
-    place = _parsed(url)
-    headers = {"Host": place.netloc.decode("ascii"), **_HEADERS, **headers}
-    return httpx.Request(method, place, headers=headers, stream=_Stream(content), extensions=extensions)
+    headers = {"Host": url.netloc.decode("ascii"), **_HEADERS, **headers}
+    return httpx.Request(method, url, headers=headers, stream=_Stream(content), extensions=extensions)
 
 
 def _redirect_target(url: str, status: int, location: str) -> str | None:
