@@ -2,11 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Self
 
 from capture.limiter import LARGEST_PIECE, Limit
 
+HELD_PIECE = 32 * 1024  # of a body that may have to make way in the middle
+LOOK_SECONDS = 0.05
 KEPT_BYTES = 4 * 1024 * 1024  # up to this a segment is read once, and kept in memory while it is sent
 
 
@@ -56,13 +59,31 @@ class Content:
             yield chunk
 
 
-def pieces(chunks: Iterable[bytes], deadline: float, limit: Limit, *, is_live: bool) -> Iterator[bytes]:
-    """Yield a body in pieces that the limit allows, each when its time has come. Raises DeadlineError."""
+def pieces(
+    chunks: Iterable[bytes],
+    deadline: float,
+    limit: Limit,
+    *,
+    is_live: bool,
+    hold: Callable[[], float] | None = None,
+) -> Iterator[bytes]:
+    """Yield a body in pieces that the limit allows, each when its time has come. Raises DeadlineError.
+
+    `hold` says for how many more seconds the next piece is to leave the line to others.
+    """
+    largest = LARGEST_PIECE if hold is None else HELD_PIECE
     for chunk in chunks:
         offset = 0
         while offset < len(chunk):
-            length = min(limit.piece(), len(chunk) - offset)
+            length = min(limit.piece(), largest, len(chunk) - offset)
+            if hold is not None:
+                _hold(hold, deadline)
             if not limit.wait(length, is_live=is_live, until=deadline):
                 raise DeadlineError
             yield chunk[offset : offset + length]
             offset += length
+
+
+def _hold(seconds: Callable[[], float], deadline: float) -> None:
+    while (left := seconds()) > 0 and time.monotonic() < deadline:
+        time.sleep(min(left, LOOK_SECONDS))

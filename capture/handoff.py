@@ -100,8 +100,8 @@ def _keep_clients() -> None:
     """
     from kombu.transport.redis import Channel  # noqa: PLC0415  heavy, and not every command publishes
 
-    make = Channel._create_client  # type: ignore[attr-defined] # noqa: SLF001 - kombu offers no other place
-    if hasattr(make, "_relay_keeps"):
+    make = getattr(Channel, "_create_client", None)  # kombu offers no other place
+    if make is None or hasattr(make, "_relay_keeps"):
         return
 
     def kept(self: Any, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - kombu's signature

@@ -123,12 +123,14 @@ class Ingest:
         *,
         answer_seconds: float | None = None,
         is_live: bool = True,
+        hold: Callable[[], float] | None = None,
         on_sent: Callable[[], None] = lambda: None,
     ) -> tuple[Outcome, str]:
         """POST a segment from its file. Returns the outcome and the SHA-256 (hex) of what was sent.
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
-        `is_live` says whose share of a capped line it takes. `on_sent` is called when the body has left.
+        `is_live` says whose share of a capped line it takes. `hold` is asked before each piece for how many
+        seconds others need the line. `on_sent` is called when the body has left.
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
@@ -148,7 +150,7 @@ class Ingest:
         }
 
         def body() -> Iterator[bytes]:
-            yield from pieces(content.chunks(), deadline, self._limit, is_live=is_live)
+            yield from pieces(content.chunks(), deadline, self._limit, is_live=is_live, hold=hold)
             on_sent()
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"

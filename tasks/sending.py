@@ -25,12 +25,12 @@ from capture.ingest import Ingest
 from capture.live_bytes import LiveBytes
 from capture.outcome import Outcome
 from capture.spool import Debt
-from tasks.width import Width
+from tasks.pace import MOST, MOST_ALONE, Pace, Upload
 
 # So little of a body waits in the kernel that "it has left" is true, also on a slow line.
-UNSENT_BYTES = 64 * 1024
+UNSENT_BYTES = 16 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
-MOST_SPACINGS = 4.0  # between two uploads: the backlog keeps a share where new video never ends
+MOST_HELD_SECONDS = 8.0  # a quarter of the deadline of a small one
 LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
 
 Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
@@ -60,29 +60,32 @@ class _Exchange:
     request: Request
     ingest: Ingest
     wake: "queue.SimpleQueue[None] | None" = None  # of the thread of the task, where that is another
+    hold: "Hold | None" = None
+    begun_at: float | None = None  # when its body began to leave, where there is a hold
     result: Sent | Exception | None = None
     left_at: float | None = None  # when its body had left, in monotonic seconds
-    waited: float | None = None  # seconds from then until the answer
-    took: float = 0.0  # seconds from the beginning
-    beside: int = 0  # how many others were under way then
+    answered_at: float = 0.0
+    waited: float | None = None  # seconds between the two
+    upload: Upload | None = None  # how the pace knows it
     is_done: bool = False
     # Its thread takes it to begin, and whoever gives it up before: the other one finds it taken.
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
         """Send, and keep what becomes of it. Raises SoftTimeLimitExceeded in the thread of the task."""
-        request, began = self.request, time.monotonic()
+        request = self.request
         try:
             self.result = self.ingest.send_segment(
                 request.claim,
                 request.token,
                 answer_seconds=request.answer_seconds,
                 is_live=request.is_live,
+                hold=self._hold if self.hold else None,
                 on_sent=self._note_sent,
             )
             if self.left_at is not None and self.result[0].status:
-                now = time.monotonic()
-                self.waited, self.took = now - self.left_at, now - began
+                self.answered_at = time.monotonic()
+                self.waited = self.answered_at - self.left_at
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # noqa: BLE001 - the attempt gets it, in the thread of the task
@@ -102,6 +105,12 @@ class _Exchange:
         if self._turn.acquire(blocking=False):
             self.is_done = True
 
+    def _hold(self) -> float:
+        assert self.hold is not None  # noqa: S101 - asked for no other
+        if self.begun_at is None:
+            self.begun_at = time.monotonic()
+        return self.hold.seconds()
+
     def _note_sent(self) -> None:
         self.left_at = time.monotonic()
         self._tell()
@@ -117,6 +126,29 @@ class _Exchange:
     def conclude(self) -> Outcome | str:
         """Let the attempt go on with the result, and return what became of it."""
         return _resumed(self.steps, self.result or (self.ingest.deadline_passed(), ""))
+
+
+class Hold:
+    """How long a body of the backlog leaves the line to new video that begins beside it."""
+
+    def __init__(self, live: LiveBytes, rate: float, size: int) -> None:
+        """`rate` is that of the line in bytes per second, or 0; `size` is the body's, in bytes."""
+        self._live = live
+        self._rate = rate
+        self._seen = live.total()
+        self._until = 0.0
+        # Then it goes on, whatever else comes: the backlog keeps a share, and the attempt has a deadline.
+        self._latest = time.monotonic() + min(MOST_ALONE * size / rate, MOST_HELD_SECONDS) if rate else 0.0
+
+    def seconds(self) -> float:
+        """Return how much longer new video needs the line; 0 or less if it does not."""
+        now, seen = time.monotonic(), self._seen
+        if now >= self._latest:
+            return 0.0
+        self._seen = self._live.total()
+        if self._seen > seen:
+            self._until = max(self._until, now) + (self._seen - seen) / self._rate
+        return min(self._until, self._latest) - now
 
 
 class Sender:
@@ -139,9 +171,8 @@ class Sender:
         self._is_slow = is_slow
         self._own: Ingest | None = None
         self._others: list[Ingest] = []
-        self._width = Width()
+        self._pace = Pace()
         self._running: list[_Exchange] = []
-        self._began_at = self._next_at = 0.0
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     @property
@@ -154,7 +185,7 @@ class Sender:
     @property
     def overlaps(self) -> bool:
         """Whether uploads of one batch overlap, so that others beside it would only crowd the line."""
-        return self._width.most > 1 and not self._is_slow()
+        return self._pace.overlaps and not self._is_slow()
 
     def one(self, steps: Steps) -> Outcome | str:
         """Take an attempt to its end. Celery's soft time limit ends the wait for the cloud."""
@@ -208,13 +239,14 @@ class Sender:
             exchange = _Exchange(debt, steps, request, self.ingest)
         except ConfigError as error:
             return _resumed(steps, error)
+        if debt is not None:
+            exchange.upload = self._pace.begin(time.monotonic(), request.claim.size)
         try:
             exchange.run()
         except SoftTimeLimitExceeded:
             self._own = None  # not closed: closing could block for ever
             self._cut()
-        if debt is not None:
-            self._learn(exchange)
+        self._learn(exchange)
         return exchange.conclude()
 
     def _started(self, debt: Debt, steps: Steps, request: Request) -> bool:
@@ -223,7 +255,8 @@ class Sender:
             ingest = self._others.pop() if self._others else self._make(UNSENT_BYTES)
         except ConfigError:
             return False
-        exchange = _Exchange(debt, steps, request, ingest, self._wake, beside=len(self._running))
+        hold = Hold(self._live, self._pace.rate, request.claim.size)
+        exchange = _Exchange(debt, steps, request, ingest, self._wake, hold)
         self._running.append(exchange)  # first: the time limit can pass at any moment
         try:
             threading.Thread(target=exchange.run_in_thread, name="upload", daemon=True).start()
@@ -231,28 +264,25 @@ class Sender:
             self._running.remove(exchange)
             self._others.append(ingest)
             return False
-        self._began_at = time.monotonic()
-        self._next_at = self._began_at + self._width.spacing
+        exchange.upload = self._pace.begin(time.monotonic(), request.claim.size)
         return True
 
     def _give_way(self) -> None:
         """Begin the next one later by the time that new video needs which began meanwhile; not for ever."""
         seen, self._live_seen = self._live_seen, self._live.total()
-        if self._live_seen > seen and self._width.rate:
-            latest = self._began_at + MOST_SPACINGS * self._width.spacing
-            self._next_at = min(latest, self._next_at + (self._live_seen - seen) / self._width.rate)
+        if self._live_seen > seen:
+            self._pace.give_way(time.monotonic(), self._live_seen - seen)
 
     def _has_room(self) -> bool:
         running = self._running
-        if not running:
-            return True
+        if not self.overlaps:
+            return not running
         self._give_way()
         return (
-            time.monotonic() >= self._next_at
+            time.monotonic() >= self._pace.next_at
             and not any(exchange.is_leaving for exchange in running)
-            and len(running) < self._width.most
+            and len(running) < MOST
             and sum(exchange.request.claim.size for exchange in running) < MOST_BYTES
-            and self.overlaps
         )
 
     def _land(self, note: Note, *, while_: Callable[[], bool]) -> None:
@@ -271,14 +301,20 @@ class Sender:
                 self._wake.get(timeout=self._look_seconds())
 
     def _look_seconds(self) -> float:
-        left = self._next_at - time.monotonic()
+        left = self._pace.next_at - time.monotonic()
         return left if 0 < left < LOOK_SECONDS else LOOK_SECONDS
 
     def _learn(self, exchange: _Exchange) -> None:
-        if exchange.waited is not None:
-            self._width.note(
-                exchange.waited, exchange.took, size=exchange.request.claim.size, beside=exchange.beside
-            )
+        if exchange.upload is None:
+            return
+        if exchange.waited is None:
+            self._pace.gone(exchange.upload)
+        else:
+            upload = exchange.upload
+            # A new connection takes its time, and says nothing of the line.
+            took = exchange.answered_at - (exchange.begun_at or upload.began)
+            self._pace.answered(upload, exchange.answered_at, took=took, waited=exchange.waited)
+        exchange.upload = None
 
     def _cut(self) -> None:
         for exchange in self._running:
@@ -289,6 +325,8 @@ class Sender:
         self._cut()
         for exchange in self._running:
             exchange.steps.close()
+            if exchange.upload is not None:
+                self._pace.gone(exchange.upload)
         self._running.clear()
 
 

@@ -18,6 +18,7 @@ from capture.settings import IngestSettings
 from capture.sink import Fault, Sink
 from capture.spool import Debt
 from tasks.celery import RefusedByCloudError
+from tasks.pace import MOST, ROUND
 from tasks.upload import upload_batch, upload_segment
 from tasks.worker import this_worker
 from tests.integration.conftest import TOKEN, events, messages, past_session
@@ -25,7 +26,7 @@ from tests.integration.conftest import TOKEN, events, messages, past_session
 pytestmark = pytest.mark.usefixtures("in_worker")
 
 RTT = 0.5
-WIDE = 4
+WIDE = MOST
 
 
 class FarSink:
@@ -50,7 +51,11 @@ def sink(tmp_path):
 def wide(spool):
     """A worker that knows its line: so many at once fill it."""
     worker = this_worker()
-    worker.sender._width.most = WIDE
+    pace = worker.sender._pace
+    for number in range(2 * ROUND):
+        now = time.monotonic() - 100 + number
+        pace.answered(pace.begin(now, 564), now + RTT, took=RTT, waited=RTT)
+    pace._rate, pace._is_new = 1e9, False
     return worker
 
 
@@ -111,10 +116,10 @@ def test_uploads_that_overlap_take_less_than_a_round_trip_each(spool, sink, wide
     assert len(sink.arrived()) == 4 * WIDE
 
 
-def test_on_a_short_line_one_goes_after_the_other(spool, sink, tmp_path):
+def test_on_a_short_line_one_goes_after_the_other(spool, sink, tmp_path, monkeypatch):
     with Sink(tmp_path / "near", token=TOKEN) as near:
         worker = this_worker()
-        worker.sender._own = Ingest(IngestSettings(url=near.url))
+        monkeypatch.setattr(worker.sender, "_make", lambda _: Ingest(IngestSettings(url=near.url)))
         name = past_session(spool, owes=40)
         assert upload_batch(pairs(spool, name)) == "sent 40 of 40"
         assert [receipt.sequence for receipt in near.receipts()] == list(range(1, 41))
@@ -147,7 +152,6 @@ def test_the_lane_is_free_while_the_last_answers_travel(spool, sink, wide, broke
     watcher = threading.Thread(target=look)
     watcher.start()
     with time_limit(6.0):
-        wide.sender._width._took.append(0.0)  # all of them begin at once
         upload_batch(batch)
     watcher.join()
     assert seen in ([(True, 1)], [(True, 0)])
@@ -258,23 +262,21 @@ def test_a_new_segment_is_counted_before_it_is_sent(spool, sink):
 
 
 def test_a_batch_leaves_new_video_the_time_that_it_needs(spool, sink, wide):
-    """Of new video as large as ten of its own segments, a batch leaves three times as long between two."""
+    """After new video of one second, the next one begins a second later."""
+    wide.sender._pace._rate = 5640.0
     name = past_session(spool, owes=2)
-    for _ in range(8):
-        wide.sender._width.note(RTT, WIDE * 0.5, size=564, beside=0)
-    spacing = wide.sender._width.spacing
     counter = LiveBytes(spool.state)
     begun = []
     original = wide.sender._started
 
     def started(*exchange):
         begun.append(time.monotonic())
-        counter.add(10 * 564)
+        counter.add(5640)
         return original(*exchange)
 
     wide.sender._started = started
     assert upload_batch(pairs(spool, name)) == "sent 2 of 2"
-    assert begun[1] - begun[0] > 2 * spacing
+    assert 0.9 < begun[1] - begun[0] < 3
 
 
 def test_a_time_limit_while_a_thread_begins_leaves_nothing_locked(spool, sink, wide, monkeypatch):
