@@ -10,10 +10,17 @@ from capture.segment import parse_open_name
 
 # A report of ffmpeg has short lines; a longer one is none, and is thrown away as it arrives.
 _MAX_LINE_BYTES = 1024
-_PROGRESS_KEYS = frozenset({"frame", "out_time_us", "speed", "drop_frames", "dup_frames"})
-# Half of each report, and passed over at once: fifty cameras say a thousand lines every few seconds.
-_UNUSED = (b"fps=", b"stream_", b"bitrate=", b"total_size=", b"out_time_ms=", b"out_time=")
+_PROGRESS_KEYS = frozenset({"frame", "out_time_us"})
 _KEY_VALUE = re.compile(r"([a-z0-9_]{1,40})=\s*(\S.*|)")
+# A whole report, read at once: fifty cameras say six hundred lines a second, of which two in twelve matter.
+_OTHERS = rb"(?:[a-z0-9_]{1,40}=[^\n]{0,200}\n){0,40}?"
+_REPORT = re.compile(
+    rb"frame= *([0-9]{1,18})\n"
+    + _OTHERS
+    + rb"out_time_us=([^\n]{0,40})\n"
+    + _OTHERS
+    + rb"progress=(continue|end)\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +39,10 @@ class SegmentClosed:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far ffmpeg is: frames written so far, time in the video, speed (1.0 = real time)."""
+    """How far ffmpeg is: frames written so far, and seconds in the video."""
 
     frames: int
     out_time: float | None = None
-    speed: float | None = None
-    dropped_frames: int = 0
-    doubled_frames: int = 0
     final: bool = False
 
 
@@ -63,11 +67,17 @@ class StdoutParser:
     def feed(self, data: bytes) -> list[SegmentClosed | Progress]:
         """Take the next bytes; return the events that they complete."""
         events: list[SegmentClosed | Progress] = []
+        if not (self._rest or self._values or self._is_skipping):
+            at = 0
+            while (report := _REPORT.match(data, at)) is not None:
+                frames, out_time, last = report.groups()
+                events.append(
+                    _progress(frames.decode(), out_time.decode(errors="replace"), final=last == b"end")
+                )
+                at = report.end()
+            data = data[at:]
         *lines, rest = data.split(b"\n")
         for line in lines:
-            if not self._rest and line.startswith(_UNUSED):
-                self._is_skipping = False
-                continue
             self._keep(line)
             event = None if self._is_skipping else self._read(self._rest)
             self._rest.clear()
@@ -95,19 +105,13 @@ class StdoutParser:
         if key != "progress":
             return None
         values, self._values = self._values, {}
-        return _progress(values, final=value == "end")
+        return _progress(values.get("frame", ""), values.get("out_time_us", ""), final=value == "end")
 
 
-def _progress(values: dict[str, str], *, final: bool) -> Progress:
-    out_time = _seconds(values.get("out_time_us", ""))
-    return Progress(
-        frames=_count(values.get("frame", "")),
-        out_time=None if out_time is None else out_time / 1_000_000,
-        speed=_seconds(values.get("speed", "").removesuffix("x")),
-        dropped_frames=_count(values.get("drop_frames", "")),
-        doubled_frames=_count(values.get("dup_frames", "")),
-        final=final,
-    )
+def _progress(frames: str, out_time: str, *, final: bool) -> Progress:
+    microseconds = _seconds(out_time)
+    seconds = None if microseconds is None else microseconds / 1_000_000
+    return Progress(_count(frames), out_time=seconds, final=final)
 
 
 def _count(text: str) -> int:

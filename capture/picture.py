@@ -6,6 +6,7 @@ H.265 (7.3); a start code is 00 00 01 in both (annex B).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 START_CODE = b"\0\0\1"
 H264, H265 = "h264", "h265"
@@ -66,7 +67,10 @@ def read_access(codec: str, payload: bytes) -> Access:
         starts = set(_H265_IRAP)
         slices, sps, pps, sei, head = _H265_SLICES, _H265_SPS, _H265_PPS, _H265_SEI, 2
     # Of several sets the last counts: ffmpeg puts those of the session description before the camera's own.
-    size = next((_size(codec, u) for u, k in zip(units[::-1], kinds[::-1], strict=True) if k == sps), None)
+    size = next(
+        (_size(codec, u[:_LONGEST_SET]) for u, k in zip(units[::-1], kinds[::-1], strict=True) if k == sps),
+        None,
+    )
     recovers = any(k == sei and _recovers(unit[head:]) for unit, k in zip(units, kinds, strict=True))
     return Access(
         is_key=recovers or not starts.isdisjoint(kinds),
@@ -76,8 +80,10 @@ def read_access(codec: str, payload: bytes) -> Access:
     )
 
 
+# A camera sends the same few bytes with each key frame.
+@lru_cache(maxsize=256)
 def _size(codec: str, unit: bytes) -> tuple[int, int] | None:
-    bits = _Bits(unit[:_LONGEST_SET])
+    bits = _Bits(unit)
     try:
         width, height = _h264_size(bits) if codec == H264 else _h265_size(bits)
     except _EndError:

@@ -134,23 +134,18 @@ class Scan:
         at = 0 if self._video_pid is not None else self._find_video(chunk)
         if self._video_pid is None:
             return
-        starts, last = _Starts(chunk, self._video_pid), len(chunk)
+        starts = _Starts(chunk, self._video_pid)
         while at < len(chunk):
             if self._beginning is not None:
                 at = self._gather(chunk, at, self._beginning)
                 continue
-            at = starts.following(at)
-            if at == len(chunk):
-                break
-            last = at
-            # Nearly all have not the mark of `is_random_access`: they are counted, and no more.
-            is_marked = chunk[at + 3] & 0x20 and chunk[at + 4] and chunk[at + 5] & 0x40
-            if self.first_pts is not None and not is_marked:
-                self.frames += 1
-            else:
+            # Nearly all frames have not the mark of `is_random_access`: they are counted, and no more.
+            at, passed = starts.following(at, only_marked=self.first_pts is not None)
+            self.frames += passed
+            if at < len(chunk):
                 self._begin(chunk[at : at + PACKET], self.size + at)
-            at += PACKET
-        pts = mpegts.video_pts(chunk[last : last + PACKET]) if last < len(chunk) else None
+                at += PACKET
+        pts = None if starts.last is None else mpegts.video_pts(chunk[starts.last : starts.last + PACKET])
         self._last_pts = self._last_pts if pts is None else pts
 
     def _find_video(self, chunk: bytes) -> int:
@@ -295,17 +290,30 @@ def _pid(packet: bytes) -> int:
 
 
 class _Starts:
-    """Where packets stand in which a frame of this PID begins, in a row of whole packets."""
+    """Where packets stand in which a frame of this PID begins, in a row of whole packets.
+
+    `last` is where the last one stands that was found, None before there was any.
+    """
 
     def __init__(self, chunk: bytes, pid: int) -> None:
-        self._end = len(chunk)
+        self._chunk = chunk
         self._high, self._low = chunk[1::PACKET], chunk[2::PACKET]
         self._mark, self._pid = 0x40 | pid >> 8, pid & 0xFF
+        self.last: int | None = None
 
-    def following(self, at: int) -> int:
-        """Return where the first one stands at `at` or after it; the end when there is none."""
-        found = at // PACKET - 1
-        while (found := self._high.find(self._mark, found + 1)) >= 0:
-            if self._low[found] == self._pid:
-                return found * PACKET
-        return self._end
+    def following(self, at: int, *, only_marked: bool) -> tuple[int, int]:
+        """Return where the first one stands at `at` or after it, and how many were passed over before it.
+
+        With `only_marked` the first that the writer marked, as `mpegts.is_random_access` reads it. The end of
+        the row when there is none.
+        """
+        chunk, low, pid, find, mark = self._chunk, self._low, self._pid, self._high.find, self._mark
+        passed, packet = 0, find(mark, at // PACKET)
+        while packet >= 0:
+            if low[packet] == pid:
+                self.last = at = packet * PACKET
+                if not only_marked or (chunk[at + 5] & 0x40 and chunk[at + 3] & 0x20 and chunk[at + 4]):
+                    return at, passed
+                passed += 1
+            packet = find(mark, packet + 1)
+        return len(chunk), passed

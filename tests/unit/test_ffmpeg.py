@@ -315,7 +315,7 @@ speed=N/A
 progress=end
 """
 EVENTS = [
-    Progress(39, out_time=1.503222, speed=1.5, dropped_frames=1, doubled_frames=2),
+    Progress(39, out_time=1.503222),
     SegmentClosed(0, 0.0, 2.08),
     Progress(139, final=True),
 ]
