@@ -158,6 +158,10 @@ class Agent:
     def is_running(self) -> bool:
         return self._fleet.is_running()
 
+    def is_steady(self) -> bool:
+        """Tell whether `attend` has nothing to do soon."""
+        return self._fleet.is_steady()
+
     def statuses(self) -> list[CameraStatus]:
         return [camera.status() for camera in self.cameras.values()]
 

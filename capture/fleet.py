@@ -105,6 +105,7 @@ class Fleet:
         self._leavers: list[_Leaver] = []
         self._told: set[Camera] = set()
         self._turn_at = 0.0
+        self._is_any_finite = False
         self._most = 0  # how many can run beside each other
         self.known: frozenset[str] = frozenset()  # also those that are gone
         self.cameras: Mapping[str, Camera] = {}  # exchanged as a whole, never changed
@@ -122,6 +123,7 @@ class Fleet:
         # One assignment: others look at it from their threads.
         self.cameras = {each: new[each] if each in new else self.cameras[each] for each in wanted}
         self._waiting = [each for each in self.cameras if each in new or each in self._waiting]
+        self._is_any_finite = any(plan.source.is_finite for plan in wanted.values())
         self._told &= set(self.cameras.values())
         self.known |= wanted.keys()
         return found
@@ -136,7 +138,10 @@ class Fleet:
             self._leavers.append(_Leaver(camera, self._clock.monotonic() + LEAVING_SECONDS))
 
     def attend(self) -> None:
-        """Start those whose turn has come, and tell who is gone. Call it several times a second."""
+        """Start those whose turn has come, and tell who is gone.
+
+        Call it several times a second, or twice while all `is_steady`.
+        """
         now = self._clock.monotonic()
         self._leavers = [each for each in self._leavers if self._is_leaving(each, now)]
         if self._waiting and now >= self._turn_at:
@@ -193,6 +198,10 @@ class Fleet:
         return bool(
             self._waiting or self._leavers or any(camera.is_alive() for camera in self.cameras.values())
         )
+
+    def is_steady(self) -> bool:
+        """Tell whether nobody waits for a turn, is on the way out, or captures what has an end."""
+        return not (self._waiting or self._leavers or self._is_any_finite)
 
     def stop(self) -> None:
         """Let every ffmpeg finish its segment; at most a few seconds for all together."""

@@ -1,9 +1,11 @@
 """How `run` and `up` live and end: signals, the drain, and the exit code."""
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import structlog
@@ -26,7 +28,7 @@ from capture.stack import Stack
 from capture.words import many
 
 TICK_SECONDS = 0.2
-LISTEN_SECONDS = 0.1
+STEADY_TICK_SECONDS = 0.5
 REMIND_SECONDS = 3.0
 LEAST_DRAIN_SECONDS = 0.8
 _LONGEST_ATTEMPT_BYTES = 16 * 1024 * 1024
@@ -46,6 +48,10 @@ class StopSignals:
         self._asked = False
         self._reload_asked = False
         self._terminal: int | None = None
+        # What a handler writes here ends a wait at once.
+        self._ear, self._bell = os.pipe()
+        for each in (self._ear, self._bell):
+            os.set_blocking(each, False)
         self._name = ""
         self.asked_at = 0.0  # monotonic seconds
 
@@ -60,6 +66,7 @@ class StopSignals:
 
     def _note_hang_up(self, _number: int, _frame: FrameType | None) -> None:
         self._reload_asked = True
+        self._ring()
 
     def take_reload(self) -> bool:
         """Tell whether a reload was asked for since the last call, however often."""
@@ -91,12 +98,20 @@ class StopSignals:
         """Ask for a stop without a signal."""
         self.asked_at = time.monotonic()
         self._asked = True
+        self._ring()
+
+    def _ring(self) -> None:
+        with suppress(OSError):  # full: it is about to be heard
+            os.write(self._bell, b"\0")
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the first signal, at most `seconds`; tell whether it came."""
-        until = time.monotonic() + seconds
-        while not self._asked and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, LISTEN_SECONDS))
+        """Wait for a signal, at most `seconds`; tell whether a stop is asked for."""
+        if not self._asked:
+            listening = select.poll()  # not select(), which knows 1024 descriptors
+            listening.register(self._ear, select.POLLIN)
+            listening.poll(seconds * 1000)
+            with suppress(OSError):
+                os.read(self._ear, 512)
         return self._asked
 
 
@@ -173,7 +188,7 @@ def _watch(
     reloader: Reloader,
 ) -> str | None:
     """Wait for the end of it; return the advice if the cloud refused the token."""
-    while agent.is_running() and not signals.wait(TICK_SECONDS):
+    while agent.is_running() and not signals.wait(STEADY_TICK_SECONDS if agent.is_steady() else TICK_SECONDS):
         if signals.take_reload():
             reloader.reload(agent, stack)
         agent.attend()
