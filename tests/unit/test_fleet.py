@@ -323,3 +323,22 @@ def test_a_camera_that_is_given_up_among_others_is_told_once_and_ends_nothing(fl
         ("camera_given_up", "a", "no such file")
     ]
     assert found.is_running()
+
+
+def test_a_fleet_is_steady_once_all_that_have_no_end_run(fleet, clock, made):
+    found = fleet(plans("a", "b", "c", "d"))
+    assert not found.is_steady()
+    go(found, clock, 1)
+    assert found.is_steady()
+    found.exchange(plans("a", "b").values())
+    assert not found.is_steady()  # two are on the way out
+    for camera in made[2:]:
+        camera.end()
+    go(found, clock, 1)
+    assert found.is_steady()
+
+
+def test_a_fleet_with_a_camera_that_has_an_end_is_never_steady(fleet, clock):
+    found = fleet(plans("a") | {"b": plan("b", "test:320x240@25,30s")})
+    go(found, clock, 1)
+    assert not found.is_steady()
