@@ -90,23 +90,23 @@ class Pace:
         """Note that one ended without an answer."""
         self._under_way.remove(upload)
 
-    def answered(self, upload: Upload, now: float, *, took: float, waited: float) -> None:
+    def answered(self, upload: Upload, *, took: float, waited: float) -> None:
         """Note an answer, so many seconds after the body began to leave, and after it had left."""
         self._under_way.remove(upload)
         answer = _Answer(upload, took, waited)
         self._round.append(answer)
         if self.overlaps:
-            self._learn(answer, now)
+            self._learn(answer)
         if len(self._round) >= ROUND:
             self._decide(self._round)
             self._round = []
 
-    def _learn(self, answer: _Answer, now: float) -> None:
+    def _learn(self, answer: _Answer) -> None:
         upload, alone = answer.upload, self._alone(answer.upload.size)
         if not self._rate:
             self._rate = FIRST * upload.size / answer.took
             return
-        self._correct(now - max(0.0, alone - upload.size / self._rate) - upload.passed)
+        self._correct(upload.began + answer.took - max(0.0, alone - upload.size / self._rate) - upload.passed)
         if self._is_new and upload.was_paced and answer.took < QUEUED * alone:
             self._rate *= GROWTH
         self._rate = max(self._rate, upload.size / answer.took)  # one after the other they are never slower

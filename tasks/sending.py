@@ -313,7 +313,7 @@ class Sender:
             upload = exchange.upload
             # A new connection takes its time, and says nothing of the line.
             took = exchange.answered_at - (exchange.begun_at or upload.began)
-            self._pace.answered(upload, exchange.answered_at, took=took, waited=exchange.waited)
+            self._pace.answered(upload, took=took, waited=exchange.waited)
         exchange.upload = None
 
     def _cut(self) -> None:

@@ -54,7 +54,7 @@ def wide(spool):
     pace = worker.sender._pace
     for number in range(2 * ROUND):
         now = time.monotonic() - 100 + number
-        pace.answered(pace.begin(now, 564), now + RTT, took=RTT, waited=RTT)
+        pace.answered(pace.begin(now, 564), took=RTT, waited=RTT)
     pace._rate, pace._is_new = 1e9, False
     return worker
 

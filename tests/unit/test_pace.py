@@ -54,7 +54,7 @@ class Line:
                 elif pace:
                     under_way -= 1
                     self.delivered += self.size if self.now > counts_from else 0
-                    pace.answered(body.upload, self.now, took=self.now - body.began, waited=self.rtt)
+                    pace.answered(body.upload, took=self.now - body.began, waited=self.rtt)
             if pace and under_way < MOST and self.now >= pace.next_at:
                 self._bodies.append(Body(self.size, self.now, pace.begin(self.now, self.size)))
                 under_way += 1
@@ -131,7 +131,7 @@ def test_segments_of_many_sizes_are_paced_by_their_bytes():
         size = (20_000, 400_000)[number % 2]
         upload = pace.begin(now, size)
         now += 0.08 + size / RATE
-        pace.answered(upload, now, took=now - upload.began, waited=0.08)
+        pace.answered(upload, took=now - upload.began, waited=0.08)
     assert pace.overlaps
     assert pace.rate >= 400_000 / (0.08 + 400_000 / RATE)
 
@@ -161,14 +161,14 @@ def test_what_passes_later_than_reckoned_delays_what_follows():
     first = pace.begin(10.0, 1000)
     pace.begin(10.1, 1000)
     due = pace.next_at
-    pace.answered(first, 11.3, took=1.3, waited=0.5)
+    pace.answered(first, took=1.3, waited=0.5)
     assert pace.next_at == pytest.approx(due + 0.3, abs=0.05)
 
 
 def test_where_answers_come_at_once_one_goes_after_the_other():
     pace = Pace()
     for number in range(ROUND):
-        pace.answered(pace.begin(number, 1000), number + 0.002, took=0.002, waited=0.001)
+        pace.answered(pace.begin(number, 1000), took=0.002, waited=0.001)
     assert not pace.overlaps
 
 
@@ -176,10 +176,10 @@ def test_where_they_do_not_any_more_uploads_overlap_again():
     pace = _that_knows(took=0.002, size=1000, waited=0.001)
     assert not pace.overlaps
     for number in range(ROUND):
-        pace.answered(pace.begin(100 + number, 1000), 100.2 + number, took=0.2, waited=2 * PAYS_SECONDS)
+        pace.answered(pace.begin(100 + number, 1000), took=0.2, waited=2 * PAYS_SECONDS)
     assert pace.overlaps
     assert pace.rate == 0  # what was known was of another line
-    pace.answered(pace.begin(200.0, 1000), 200.2, took=0.2, waited=0.02)
+    pace.answered(pace.begin(200.0, 1000), took=0.2, waited=0.02)
     assert pace.rate == pytest.approx(10_000, rel=0.1)
 
 
@@ -195,5 +195,5 @@ def _that_knows(*, took: float, size: int, waited: float = 0.1) -> Pace:
     pace = Pace()
     for number in range(ROUND):
         begun = -10.0 + number * 2 * took
-        pace.answered(pace.begin(begun, size), begun + took, took=took, waited=waited)
+        pace.answered(pace.begin(begun, size), took=took, waited=waited)
     return pace
