@@ -197,7 +197,7 @@ def _options() -> argparse.Namespace:
     add("--rate", type=parse_rate, default=parse_rate("20Mbit"), help="of the line, upstream  [20Mbit]")
     add("--rtt", type=float, default=0.02, help="round trip of the line in seconds  [0.02]")
     add("--loopback", action="store_true", help="no line: what the machine can do")
-    add("--concurrency", type=int, default=2, help="as of `up`  [2]")
+    add("--concurrency", type=int, default=3, help="as of `up`  [3]")
     add("--seconds", type=float, help="of each phase; with --loopback at most  [60; loopback 20]")
     add("--settle", type=float, help="seconds before that do not count  [10; loopback 3]")
     add("--repeat", type=int, default=3, help="how often A and B  [3]")

@@ -127,7 +127,7 @@ def _options() -> argparse.Namespace:
     add("--minutes", type=float, default=10.0, help="of outage, on a clock scaled down  [10]")
     add("--settle", type=float, default=10.0, help="seconds after the start that do not count  [10]")
     add("--normal", type=float, default=30.0, help="seconds before the outage, to compare with  [30]")
-    add("--concurrency", type=int, default=2, help="as of `up`  [2]")
+    add("--concurrency", type=int, default=3, help="as of `up`  [3]")
     options = parser.parse_args()
     options.repeat = options.repeat or (1 if options.outage else 3)
     return options

@@ -138,7 +138,7 @@ def run(**options: Any) -> int:  # noqa: ANN401 - click's
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 64),
-    default=2,
+    default=3,
     show_default=True,
     help="Uploads at once.",
 )

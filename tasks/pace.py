@@ -20,8 +20,8 @@ ROUND = 5  # answers; one of them at least met no new segment on its way
 ALONE, QUEUED = 1.1, 1.3  # times what one takes alone
 SLACK = 0.4  # of the time of a body: a line that is empty for a moment is lost for good
 FIRST = 2.0  # so many within the time of the first one
-GROWTH, FASTER, SLOWER = 1.2, 1.03, 0.97  # per answer at the beginning, per round later
-LEAST = 0.7  # of the rate, from one round to the next
+GROWTH, FASTER, SLOWER = 1.2, 1.06, 0.97  # per answer at the beginning, per round later
+LEAST = 0.85  # of the rate, from one round to the next
 MOST_ALONE = 4.0  # times what one takes alone: so long may new video delay the next one
 KEPT = 64  # rounds whose quickest answers are known: a line can change
 
