@@ -13,7 +13,7 @@ _MAX_LINE_BYTES = 1024
 _PROGRESS_KEYS = frozenset({"frame", "out_time_us"})
 _KEY_VALUE = re.compile(r"([a-z0-9_]{1,40})=\s*(\S.*|)")
 # A whole report, read at once: fifty cameras say six hundred lines a second, of which two in twelve matter.
-_OTHERS = rb"(?:[a-z0-9_]{1,40}=[^\n]{0,200}\n){0,40}?"
+_OTHERS = rb"(?:(?!frame=|progress=)[a-z0-9_]{1,40}=[^\n]{0,200}\n){0,40}?"
 _REPORT = re.compile(
     rb"frame= *([0-9]{1,18})\n"
     + _OTHERS

@@ -22,7 +22,9 @@ SLACK = 0.4  # of the time of a body: a line that is empty for a moment is lost 
 FIRST = 2.0  # so many within the time of the first one
 GROWTH, FASTER, SLOWER = 1.2, 1.06, 0.97  # per answer at the beginning, per round later
 LEAST = 0.85  # of the rate, from one round to the next
-MOST_ALONE = 4.0  # times what one takes alone: so long may new video delay the next one
+MOST_ALONE = 3.0  # times what one takes alone: so long may new video delay the next one ...
+MOST_SECONDS = 2.0  # ... and no longer than this: a batch that waits holds its process
+LARGEST_RATE = 1e10
 KEPT = 64  # rounds whose quickest answers are known: a line can change
 
 
@@ -68,23 +70,29 @@ class Pace:
         """When the next one may begin; after the first answer where nothing is known."""
         if not self._rate or self._last is None:
             return math.inf if self._under_way else -math.inf
-        due = self._free - SLACK * self._last.size / self._rate
-        return min(due, self._last.began + MOST_ALONE * self._alone(self._last.size))
+        last, alone = self._last, self._alone(self._last.size)
+        due = self._free - SLACK * last.size / self._rate
+        return min(due, last.began + alone + min(MOST_ALONE * alone, MOST_SECONDS))
 
     def begin(self, now: float, size: int) -> Upload:
         """Note that one of so many bytes begins."""
+        size = max(1, size)
         was_paced = not self._rate or now - self.next_at < SLACK * size / self._rate
-        if self._rate:
-            self._free = max(self._free, now) + size / self._rate
+        self.give_way(now, size)
         upload = Upload(size, now, self._free, was_paced)
         self._under_way.append(upload)
         self._last = upload
         return upload
 
     def give_way(self, now: float, size: int) -> None:
-        """Note that so many bytes of new video began."""
+        """Note that so many bytes have the line before the next one."""
         if self._rate:
-            self._free = max(self._free, now) + size / self._rate
+            most = now + MOST_ALONE * max(MOST_SECONDS, size / self._rate)  # a wrong count must not last
+            self._free = min(max(self._free, now) + size / self._rate, most)
+
+    def nothing_under_way(self) -> None:
+        """Note that a batch is over: also what an error in the middle left behind."""
+        self._under_way.clear()
 
     def gone(self, upload: Upload) -> None:
         """Note that one ended without an answer."""
@@ -109,7 +117,8 @@ class Pace:
         self._correct(upload.began + answer.took - max(0.0, alone - upload.size / self._rate) - upload.passed)
         if self._is_new and upload.was_paced and answer.took < QUEUED * alone:
             self._rate *= GROWTH
-        self._rate = max(self._rate, upload.size / answer.took)  # one after the other they are never slower
+        # One after the other they are never slower.
+        self._rate = min(max(self._rate, upload.size / answer.took), LARGEST_RATE)
 
     def _correct(self, late: float) -> None:
         """What passed later than reckoned delays all that follows it."""

@@ -30,7 +30,7 @@ from tasks.pace import MOST, MOST_ALONE, Pace, Upload
 # So little of a body waits in the kernel that "it has left" is true, also on a slow line.
 UNSENT_BYTES = 16 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
-MOST_HELD_SECONDS = 8.0  # a quarter of the deadline of a small one
+MOST_HELD_SECONDS = 4.0  # servers give up on a body that stands still
 LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
 
 Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
@@ -109,7 +109,8 @@ class _Exchange:
         assert self.hold is not None  # noqa: S101 - asked for no other
         if self.begun_at is None:
             self.begun_at = time.monotonic()
-        return self.hold.seconds()
+            return 0.0  # a server that has the headers wants to see something soon
+        return 0.0 if self.ingest.is_cut else self.hold.seconds()
 
     def _note_sent(self) -> None:
         self.left_at = time.monotonic()
@@ -145,9 +146,9 @@ class Hold:
         now, seen = time.monotonic(), self._seen
         if now >= self._latest:
             return 0.0
-        self._seen = self._live.total()
-        if self._seen > seen:
-            self._until = max(self._until, now) + (self._seen - seen) / self._rate
+        if (total := self._live.total()) > seen:
+            self._seen = total
+            self._until = max(self._until, now) + (total - seen) / self._rate
         return min(self._until, self._latest) - now
 
 
@@ -269,9 +270,9 @@ class Sender:
 
     def _give_way(self) -> None:
         """Begin the next one later by the time that new video needs which began meanwhile; not for ever."""
-        seen, self._live_seen = self._live_seen, self._live.total()
-        if self._live_seen > seen:
-            self._pace.give_way(time.monotonic(), self._live_seen - seen)
+        if (total := self._live.total()) > self._live_seen:  # less: it could not be read, or was lost
+            self._pace.give_way(time.monotonic(), total - self._live_seen)
+            self._live_seen = total
 
     def _has_room(self) -> bool:
         running = self._running
@@ -325,9 +326,8 @@ class Sender:
         self._cut()
         for exchange in self._running:
             exchange.steps.close()
-            if exchange.upload is not None:
-                self._pace.gone(exchange.upload)
         self._running.clear()
+        self._pace.nothing_under_way()
 
 
 def _resumed(steps: Steps, result: Sent | Exception) -> Outcome | str:

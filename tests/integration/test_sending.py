@@ -9,6 +9,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from benchmarks.line import line_process
+from capture.body import HELD_PIECE
 from capture.claim import claim
 from capture.errors import ConfigError
 from capture.handoff import BACKLOG, LIVE, RECOVER
@@ -169,6 +170,32 @@ def test_a_time_limit_cuts_what_is_under_way_and_all_of_it_stays_owed(spool, sin
     assert all(is_free(spool, name, segment) for segment in spool.segments(name))
     assert len(spool.segments(name)) == WIDE + 1
     assert wide.gate.is_open()
+
+
+def test_a_body_that_makes_way_is_cut_too(spool, sink, wide):
+    """New video that never ends holds it for seconds; the end of the batch does not wait for that."""
+    wide.sender._pace._rate = 100_000.0
+    name = past_session(spool, owes=2)
+    for segment in spool.segments(name):
+        path = spool.session_path(name) / str(segment)
+        path.write_bytes(bytes(10 * HELD_PIECE))
+    batch, counter, is_over = pairs(spool, name), LiveBytes(spool.state), threading.Event()
+
+    def record():
+        while not is_over.wait(0.05):
+            counter.add(1_000_000)
+
+    camera = threading.Thread(target=record)
+    camera.start()
+    began = time.monotonic()
+    try:
+        with time_limit(1.0):
+            upload_batch(batch)
+    finally:
+        is_over.set()
+        camera.join()
+    assert time.monotonic() - began < 3.0
+    assert uploading() == []
 
 
 def test_an_answer_that_never_ends_is_cut_too(spool, sink, wide):

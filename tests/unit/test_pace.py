@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from tasks.pace import MOST, MOST_ALONE, PAYS_SECONDS, ROUND, Pace, Upload
+from tasks.pace import MOST, MOST_SECONDS, PAYS_SECONDS, ROUND, Pace, Upload
 
 RATE = 2_500_000.0  # bytes per second: 20 Mbit/s
 
@@ -153,7 +153,32 @@ def test_new_video_delays_the_next_one_by_the_time_it_takes_but_not_for_ever():
     pace.give_way(10.0, 500)
     assert pace.next_at == pytest.approx(due + 500 / pace.rate)
     pace.give_way(10.0, 1_000_000)
-    assert pace.next_at == pytest.approx(10.0 + MOST_ALONE * 1.0)
+    assert pace.next_at == pytest.approx(10.0 + 1.0 + MOST_SECONDS)
+
+
+def test_a_count_that_is_wrong_does_not_last():
+    pace, now = _that_knows(took=0.1, size=1000), 10.0
+    pace.give_way(now, 10**12)
+    for _ in range(20):
+        now = max(now, pace.next_at)
+        upload = pace.begin(now, 1000)
+        now += 0.1
+        pace.answered(upload, took=0.1, waited=0.1)
+    assert now < 25
+
+
+def test_what_an_error_left_behind_stops_nobody():
+    pace = Pace()
+    pace.begin(0.0, 1000)
+    pace.nothing_under_way()
+    assert pace.next_at < 0
+
+
+def test_an_empty_one_does_no_harm():
+    pace = Pace()
+    for number in range(2 * ROUND):
+        pace.answered(pace.begin(number, 0), took=0.1, waited=0.1)
+    assert math.isfinite(pace.next_at)
 
 
 def test_what_passes_later_than_reckoned_delays_what_follows():
