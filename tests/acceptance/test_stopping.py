@@ -330,13 +330,13 @@ def test_worker_child_and_beat_are_replaced_when_killed_and_cost_no_segment(came
     relay = camera()
     relay.wait_for(more(sink, 1), "a first segment in the cloud")
     workers, [beat] = running(relay, " worker "), running(relay, " beat ")
-    assert len(workers) == 3
+    assert len(workers) == 4
     workers[-1].kill()
-    relay.wait_for(lambda: changed(relay, " worker ", workers[-1], 3), "another child")
+    relay.wait_for(lambda: changed(relay, " worker ", workers[-1], 4), "another child")
     relay.wait_for(more(sink, 1), "a segment after the kill of a child")
     workers[0].kill()
     beat.kill()
-    relay.wait_for(lambda: changed(relay, " worker ", workers[0], 3), "another worker")
+    relay.wait_for(lambda: changed(relay, " worker ", workers[0], 4), "another worker")
     relay.wait_for(lambda: changed(relay, " beat ", beat, 1), "another beat")
     relay.wait_for(more(sink, 2), "segments after the kill of the worker")
     assert stop(relay)[0] == 0, relay.tail()

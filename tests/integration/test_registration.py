@@ -15,6 +15,7 @@ from tasks.celery import RefusedByCloudError
 from tasks.recover import recover
 from tasks.register import register_camera
 from tasks.upload import upload_segment
+from tasks.worker import NOT_MOUNTED, this_worker
 from tests.conftest import add_segment
 from tests.integration.conftest import TOKEN
 
@@ -122,6 +123,25 @@ def test_a_rejection_is_tried_again_by_recover_and_logged_again_only_with_other_
     assert register(session) == []
     assert sink.cameras.keys() == {"gate"}
     assert note(session)["rejected"] is False
+
+
+def test_a_spool_that_goes_while_the_cloud_is_told_is_no_failure(session, sink, spool, monkeypatch):
+    client = type(this_worker().ingest)
+    original = client.register
+
+    def tell(self, *request):
+        outcome = original(self, *request)
+        spool.root.rename(spool.root.with_name("unmounted"))
+        return outcome
+
+    monkeypatch.setattr(client, "register", tell)
+    try:
+        assert register_camera(str(session.name)) == NOT_MOUNTED
+    finally:
+        spool.root.with_name("unmounted").rename(spool.root)
+    monkeypatch.undo()
+    assert register(session) == []
+    assert "gate" in sink.cameras
 
 
 @pytest.mark.parametrize("status", [401, 403])
