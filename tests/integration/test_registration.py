@@ -134,12 +134,12 @@ def test_a_spool_that_goes_while_the_cloud_is_told_is_no_failure(session, sink, 
         spool.root.rename(spool.root.with_name("unmounted"))
         return outcome
 
-    monkeypatch.setattr(client, "register", tell)
     try:
-        assert register_camera(str(session.name)) == NOT_MOUNTED
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "register", tell)
+            assert register_camera(str(session.name)) == NOT_MOUNTED
     finally:
         spool.root.with_name("unmounted").rename(spool.root)
-    monkeypatch.undo()
     assert register(session) == []
     assert "gate" in sink.cameras
 
