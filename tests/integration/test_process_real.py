@@ -121,11 +121,13 @@ def test_a_program_that_cannot_run_exits_as_in_a_shell(tmp_path, resident):
 @linux_only
 @both_leashes
 def test_signals_are_as_in_a_fresh_process_whatever_the_caller_blocked(resident):
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores is to stay ignored
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
     try:
         wanted, _ = run(["cat", "/proc/self/status"], resident_leash=resident)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR1])
+        signal.signal(signal.SIGHUP, hang_up)
     sets = dict(line.split(":\t") for line in wanted.decode().splitlines() if line[:3] == "Sig")
     assert int(sets["SigBlk"], 16) == 0
     assert int(sets["SigIgn"], 16) == 0
