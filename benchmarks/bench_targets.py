@@ -189,12 +189,14 @@ TARGETS = (
         " %",
         ".1f",
         at_least=True,
+        judge_worst=True,
     ),
     Target(
         "wan_outage",
         "the same: closed → confirmed of new video beside it, times normal (p50)",
         2.0,
         _live_beside,
+        judge_worst=True,
     ),
     Target(
         "rate_cap",
