@@ -44,6 +44,22 @@ class LiveBytes:
             os.close(descriptor)
 
 
+class NewVideo:
+    """Looks at the counter again and again, from now on."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        self._live = live
+        self._seen = live.total()
+
+    def take(self) -> int:
+        """Return how many bytes began since the last look."""
+        total, seen = self._live.total(), self._seen
+        if total <= seen:  # less: it could not be read, or was lost
+            return 0
+        self._seen = total
+        return total - seen
+
+
 def _read(descriptor: int) -> int:
     data = os.pread(descriptor, _COUNT.size, 0)
     count: int = _COUNT.unpack(data)[0] if len(data) == _COUNT.size else 0

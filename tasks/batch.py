@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 from capture.outcome import Kind, Outcome
+from capture.segment import SessionName
 from capture.spool import Debt
 from tasks.memory import Remembered
 
@@ -43,6 +44,7 @@ class Batch:
         self._ask_at = -math.inf  # before the second one in any case
         self.has_lane = False
         self.delivered = 0
+        self.tried: dict[SessionName, None] = {}  # sessions, in this order
         self.refusal: tuple[Outcome, str] | None = None  # and the camera: others may have another token
 
     def due(self) -> Iterator[Debt]:
@@ -74,6 +76,7 @@ class Batch:
         self._under_way.discard(debt.key)
         if isinstance(outcome, str):
             return
+        self.tried[debt.session] = None
         if outcome.kind is Kind.TRANSIENT:
             self._failed.add(debt.key)
         elif outcome.kind is Kind.FATAL:

@@ -22,7 +22,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from capture.claim import Claim
 from capture.errors import ConfigError
 from capture.ingest import Ingest
-from capture.live_bytes import LiveBytes
+from capture.live_bytes import LiveBytes, NewVideo
 from capture.outcome import Outcome
 from capture.spool import Debt
 from tasks.pace import MOST, MOST_ALONE, Pace, Upload
@@ -64,8 +64,7 @@ class _Exchange:
     begun_at: float | None = None  # when its body began to leave, where there is a hold
     result: Sent | Exception | None = None
     left_at: float | None = None  # when its body had left, in monotonic seconds
-    answered_at: float = 0.0
-    waited: float | None = None  # seconds between the two
+    answered_at: float | None = None  # where an answer came after that
     upload: Upload | None = None  # how the pace knows it
     is_done: bool = False
     # Its thread takes it to begin, and whoever gives it up before: the other one finds it taken.
@@ -85,7 +84,6 @@ class _Exchange:
             )
             if self.left_at is not None and self.result[0].status:
                 self.answered_at = time.monotonic()
-                self.waited = self.answered_at - self.left_at
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:  # noqa: BLE001 - the attempt gets it, in the thread of the task
@@ -134,21 +132,19 @@ class Hold:
 
     def __init__(self, live: LiveBytes, rate: float, size: int) -> None:
         """`rate` is that of the line in bytes per second, or 0; `size` is the body's, in bytes."""
-        self._live = live
+        self._new_video = NewVideo(live)
         self._rate = rate
-        self._seen = live.total()
         self._until = 0.0
         # Then it goes on, whatever else comes: the backlog keeps a share, and the attempt has a deadline.
         self._latest = time.monotonic() + min(MOST_ALONE * size / rate, MOST_HELD_SECONDS) if rate else 0.0
 
     def seconds(self) -> float:
         """Return how much longer new video needs the line; 0 or less if it does not."""
-        now, seen = time.monotonic(), self._seen
+        now = time.monotonic()
         if now >= self._latest:
             return 0.0
-        if (total := self._live.total()) > seen:
-            self._seen = total
-            self._until = max(self._until, now) + (total - seen) / self._rate
+        if new := self._new_video.take():
+            self._until = max(self._until, now) + new / self._rate
         return min(self._until, self._latest) - now
 
 
@@ -168,7 +164,7 @@ class Sender:
         """
         self._make = make
         self._live = live
-        self._live_seen = 0  # bytes
+        self._new_video = NewVideo(live)
         self._is_slow = is_slow
         self._own: Ingest | None = None
         self._others: list[Ingest] = []
@@ -211,7 +207,7 @@ class Sender:
         The next one is asked for when its body may leave. `on_last` is called when the last body has left:
         some answers may still be waited for. The soft time limit ends that.
         """
-        self._live_seen = self._live.total()
+        self._new_video = NewVideo(self._live)  # no batch gives way to what began before
         try:
             for debt in debts:
                 self._begin(debt, begin(debt), note)
@@ -268,17 +264,12 @@ class Sender:
         exchange.upload = self._pace.begin(time.monotonic(), request.claim.size)
         return True
 
-    def _give_way(self) -> None:
-        """Begin the next one later by the time that new video needs which began meanwhile; not for ever."""
-        if (total := self._live.total()) > self._live_seen:  # less: it could not be read, or was lost
-            self._pace.give_way(time.monotonic(), total - self._live_seen)
-            self._live_seen = total
-
     def _has_room(self) -> bool:
         running = self._running
         if not self.overlaps:
             return not running
-        self._give_way()
+        if new := self._new_video.take():
+            self._pace.give_way(time.monotonic(), new)
         return (
             time.monotonic() >= self._pace.next_at
             and not any(exchange.is_leaving for exchange in running)
@@ -306,16 +297,15 @@ class Sender:
         return left if 0 < left < LOOK_SECONDS else LOOK_SECONDS
 
     def _learn(self, exchange: _Exchange) -> None:
-        if exchange.upload is None:
+        upload, exchange.upload = exchange.upload, None
+        if upload is None:
             return
-        if exchange.waited is None:
-            self._pace.gone(exchange.upload)
+        if exchange.answered_at is None or exchange.left_at is None:
+            self._pace.gone(upload)
         else:
-            upload = exchange.upload
             # A new connection takes its time, and says nothing of the line.
             took = exchange.answered_at - (exchange.begun_at or upload.began)
-            self._pace.answered(upload, took=took, waited=exchange.waited)
-        exchange.upload = None
+            self._pace.answered(upload, took=took, waited=exchange.answered_at - exchange.left_at)
 
     def _cut(self) -> None:
         for exchange in self._running:

@@ -65,18 +65,11 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
     worker = this_worker()
     if not worker.is_mounted():
         return NOT_MOUNTED
-    tried: dict[SessionName, None] = {}
-
-    def note(debt: Debt, outcome: Outcome | str) -> None:
-        batch.note(debt, outcome)
-        if not isinstance(outcome, str):
-            tried[debt.session] = None
-
     with Batch(worker, debts) as batch:
         if not batch.has_lane:
             return "not now: as many others as may are sending from the backlog"
-        worker.sender.many(batch.due(), partial(_try_one, worker), note=note, on_last=batch.leave_lane)
-    _end_if_over(worker, tried)
+        worker.sender.many(batch.due(), partial(_try_one, worker), note=batch.note, on_last=batch.leave_lane)
+    _end_if_over(worker, batch.tried)
     if batch.refusal is not None:
         _conclude(worker, *batch.refusal)
     return f"sent {batch.delivered} of {len(debts)}"
