@@ -179,7 +179,7 @@ def _named(host: str) -> "Answer":
 def _require_library() -> None:
     from importlib.util import find_spec  # noqa: PLC0415
 
-    if any(find_spec(name) is None for name in ("onvif", "zeep", "lxml")):
+    if any(find_spec(name) is None for name in ("onvif", "zeep", "lxml", "httpx")):
         raise ConfigError(
             "the library for ONVIF is not installed: capture does not need it; "
             "expected it for this command; run: pip install 'relay-capture[discover]'"

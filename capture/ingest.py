@@ -1,7 +1,7 @@
-"""The cloud over HTTP: the one door to httpx. Every way it can fail comes out as an Outcome.
+"""The cloud over HTTP. Every way it can fail comes out as an Outcome.
 
-A client belongs to one process and one thread. After a soft time limit fired inside it, drop it without
-closing it: the signal may have left a connection half used, and closing can block on that very lock.
+A client belongs to one process and one thread. A time limit may fire anywhere in it: what it was at is
+closed, and the next request takes another connection.
 """
 
 import base64
@@ -10,19 +10,19 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-import httpx
+import certifi
 
 from capture.body import Content, DeadlineError, ShrunkError, pieces
 from capture.claim import Claim
 from capture.errors import ConfigError
+from capture.http1 import Body, Client, ExchangeError, Option, Place, Reply, Request
 from capture.limiter import Limit, NoLimit
 from capture.line import Connection
 from capture.outcome import Kind, Outcome, attempt_seconds, classify, describe
@@ -39,8 +39,6 @@ _SILENT_SECONDS = 15.0
 # A window that stays shut counts as silence, too, though each probe of it is answered: where a proxy takes
 # what it has room for and sends that on over a slow line, it opens again when half of that is gone.
 _HELD_BYTES = 256 * 1024
-# What the first use of a connection that the server closed in that very moment ends with.
-_CLOSED_MEANWHILE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _HEADERS = {
     "User-Agent": "relay-capture",
     "Accept": "*/*",
@@ -57,22 +55,6 @@ class Answer:
     reason: str
     date: datetime | None = None
     is_page: bool = False
-
-
-class _Used:
-    """The connection of a request, as httpcore tells it: whether it is new, and how it was at a failure."""
-
-    def __init__(self, line: Connection) -> None:
-        self.is_new = False
-        self._line = line
-
-    def see(self, event: str, info: Mapping[str, Any]) -> None:
-        if event == "connection.connect_tcp.started":
-            self.is_new = True
-        elif event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
-            self._line.is_now(info["return_value"].get_extra_info("socket"))
-        elif event.endswith(("request_body.failed", "response_headers.failed")):
-            self._line.give_up()  # it is closed in a moment
 
 
 class Ingest:
@@ -94,19 +76,23 @@ class Ingest:
         self._settings = settings
         self._limit = limit or NoLimit()
         self._base = settings.url
+        try:
+            _place(self._base)
+        except ValueError as error:
+            raise ConfigError(
+                f"the cloud's URL {self._base} leads nowhere: {error}; expected its base URL; "
+                "correct RELAY_CLOUD"
+            ) from None
         self._line = Connection()
-        # The transport alone: a client around it would store cookies, follow logins, and take a tenth of the
-        # time of a small upload. trust_env off: a proxy or .netrc in somebody's environment must not redirect
-        # video or keys, and looking for them costs 20 ms.
-        self._transport = httpx.HTTPTransport(
-            verify=tls or tls_context(settings.ca_file),
-            trust_env=False,
-            limits=httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=60),
-            socket_options=_socket_options(settings, unsent_bytes),
+        # No proxy, .netrc or certificates of somebody's environment: they must not redirect video or keys.
+        self._client = Client(
+            tls or tls_context(settings.ca_file),
+            options=_socket_options(settings, unsent_bytes),
+            line=self._line,
         )
 
     def close(self) -> None:
-        self._transport.close()
+        self._client.close()
 
     @property
     def is_cut(self) -> bool:
@@ -154,8 +140,8 @@ class Ingest:
             on_sent()
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
-        timeout = httpx.Timeout(min(seconds, answer_seconds or seconds), connect=CONNECT_SECONDS)
-        outcome = self._request("POST", url, token, headers=headers, body=body, timeout=timeout)
+        seconds = min(seconds, answer_seconds or seconds)
+        outcome = self._request("POST", url, token, headers=headers, body=body, seconds=seconds)
         return outcome, content.digest.hex()
 
     def deadline_passed(self) -> Outcome:
@@ -188,15 +174,15 @@ class Ingest:
 
     def knock(self, token: str, *, seconds: float) -> Answer:
         """GET the cameras: tells whether the cloud answers and knows the token, and changes nothing."""
-        place = _parsed(f"{self._base}/api/cameras")
-        request = _request_of("GET", place, headers={"X-API-Key": token}, timeout=httpx.Timeout(seconds))
+        headers = {**_HEADERS, "X-API-Key": token}
+        request = Request("GET", _place(f"{self._base}/api/cameras"), headers, None, seconds, seconds)
         try:
-            status, answer, text = self._exchange(request)
-        except httpx.TransportError as error:
+            reply = self._client.exchange(request)
+        except ExchangeError as error:
             return Answer(0, _describe(error, token))
-        reason = describe(status, redact(text.decode("utf-8", "replace"), [token]).encode())
-        is_page = answer.get("content-type", "").startswith("text/html")
-        return Answer(status, reason, _date(answer.get("date", "")), is_page)
+        reason = describe(reply.status, _without(token, reply.text))
+        is_page = reply.headers.get("content-type", "").startswith("text/html")
+        return Answer(reply.status, reason, _date(reply.headers.get("date", "")), is_page)
 
     def _request(
         self,
@@ -205,74 +191,44 @@ class Ingest:
         token: str,
         *,
         headers: dict[str, str],
-        body: Callable[[], Iterator[bytes]] | None = None,
+        body: Body | None = None,
         success: tuple[int, ...] | None = None,
         no_page: bool = False,
-        timeout: httpx.Timeout | None = None,
+        seconds: float | None = None,
     ) -> Outcome:
-        timeout = timeout or httpx.Timeout(self._settings.attempt_seconds, connect=CONNECT_SECONDS)
-        allowed = success or tuple(self._settings.success)
-        used = _Used(self._line)
+        request = Request(
+            method,
+            _place(url),
+            {**_HEADERS, **headers, "X-API-Key": token},
+            body,
+            CONNECT_SECONDS,
+            seconds or self._settings.attempt_seconds,
+        )
         self._line.forget()
         try:
-            place = _parsed(url)
-            for _ in range(_MOST_REDIRECTS):
-
-                def request(place: httpx.URL = place) -> httpx.Request:
-                    return _request_of(
-                        method,
-                        place,
-                        headers={**headers, "X-API-Key": token},
-                        timeout=timeout,
-                        content=body() if body else None,
-                        trace=used.see,
-                    )
-
-                status, answer, text = self._exchange_for_sure(request, used)
-                target = _redirect_target(url, status, answer.get("location", ""))
-                if target is None:
-                    if text:
-                        text = redact(text.decode("utf-8", "replace"), [token]).encode()
-                    return classify(status, answer, text, success=allowed, no_page=no_page)
-                url, place = target, httpx.URL(target)
+            reply = self._exchange(url, request)
         except DeadlineError:
             return self.deadline_passed()
         except ShrunkError as error:
             return Outcome(Kind.TRANSIENT, 0, str(error))
-        except httpx.TransportError as error:
-            timed_out = isinstance(error, httpx.TimeoutException)
-            is_slow = timed_out and self._line.was_slow
-            failed = Outcome(Kind.TRANSIENT, 0, _describe(error, token), timed_out=timed_out, is_slow=is_slow)
-            return self.deadline_passed() if self.is_cut else failed
-        except httpx.InvalidURL:
-            return Outcome(Kind.REJECTED, 0, "the cloud redirects to something that is no URL")
-        return Outcome(Kind.TRANSIENT, 0, "the cloud redirects in circles")
+        except ExchangeError as error:
+            if self.is_cut:
+                return self.deadline_passed()
+            is_slow = error.timed_out and self._line.was_slow
+            reason = _describe(error, token)
+            return Outcome(Kind.TRANSIENT, 0, reason, timed_out=error.timed_out, is_slow=is_slow)
+        allowed = success or tuple(self._settings.success)
+        text = _without(token, reply.text)
+        return classify(reply.status, reply.headers, text, success=allowed, no_page=no_page)
 
-    def _exchange_for_sure(
-        self, request: Callable[[], httpx.Request], used: "_Used"
-    ) -> tuple[int, httpx.Headers, bytes]:
-        """Exchange once; again on a new connection where a kept one turns out to be closed by the server."""
-        try:
-            return self._exchange(request())
-        except _CLOSED_MEANWHILE:
-            if used.is_new or self.is_cut:
-                raise
-        return self._exchange(request())
-
-    def _exchange(self, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
-        response = self._transport.handle_request(request)
-        try:
-            text = b""
-            # To its end, also where there is no body: only then is the connection used again. As it comes in:
-            # the response would count it, and cut it into pieces.
-            assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - this transport's are
-            for piece in response.stream:
-                text += piece
-                if len(text) >= _ANSWER_BYTES:
-                    break
-            return response.status_code, response.headers, text[:_ANSWER_BYTES]
-        finally:
-            response.close()
+    def _exchange(self, url: str, request: Request) -> Reply:
+        for _ in range(_MOST_REDIRECTS):
+            reply = self._client.exchange(request)
+            target = _redirect_target(url, reply.status, reply.headers.get("location", ""))
+            if target is None:
+                return reply
+            url, request = target, replace(request, place=Place.of(target))
+        raise ExchangeError("the cloud redirects in circles")
 
 
 def silent_seconds(settings: IngestSettings) -> float:
@@ -280,7 +236,7 @@ def silent_seconds(settings: IngestSettings) -> float:
     return _SILENT_SECONDS + _HELD_BYTES / float(settings.slowest_uplink)
 
 
-def _socket_options(settings: IngestSettings, unsent_bytes: int | None) -> list[tuple[int, int, int]]:
+def _socket_options(settings: IngestSettings, unsent_bytes: int | None) -> list[Option]:
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if sys.platform == "linux":
         silent_ms = round(silent_seconds(settings) * 1000)
@@ -293,54 +249,26 @@ def _socket_options(settings: IngestSettings, unsent_bytes: int | None) -> list[
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """Return the TLS settings: the public authorities, or those of one file."""
     try:
-        if ca_file is not None:
-            return ssl.create_default_context(cafile=str(ca_file))
-        return httpx.create_ssl_context(trust_env=False)
+        context = ssl.create_default_context(cafile=str(ca_file or certifi.where()))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"cannot load the certificates in {ca_file}: {error}; expected a PEM file; check ingest.ca_file"
         ) from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
-class _Stream(httpx.SyncByteStream):
-    """A body, or none."""
-
-    def __init__(self, content: Iterator[bytes] | None) -> None:
-        self._content = content
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._content or iter(())
-
-
-# Parsing one takes as long as sending a small segment to the kernel. Our own alone are kept: how long
-# somebody's redirects are is not up to us.
-_parsed = functools.lru_cache(maxsize=1024)(httpx.URL)
-
-
-def _request_of(
-    method: str,
-    url: httpx.URL,
-    *,
-    headers: dict[str, str],
-    timeout: httpx.Timeout,
-    content: Iterator[bytes] | None = None,
-    trace: Callable[[str, Mapping[str, Any]], None] | None = None,
-) -> httpx.Request:
-    """Return a request.
-
-    With a stream instead of content: httpx adds no headers then, and does not make those that there are anew.
-    """
-    extensions = {"timeout": timeout.as_dict(), **({"trace": trace} if trace else {})}
-    headers = {"Host": url.netloc.decode("ascii"), **_HEADERS, **headers}
-    return httpx.Request(method, url, headers=headers, stream=_Stream(content), extensions=extensions)
+# Our own alone are kept: how long somebody's redirects are is not up to us.
+_place = functools.lru_cache(maxsize=1024)(Place.of)
 
 
 def _redirect_target(url: str, status: int, location: str) -> str | None:
     """Return where to go on: 307/308 to the same host and port, or to https on the same host; else None."""
     if status not in _REDIRECTS or not location:
         return None
-    target = urljoin(url, location)
     try:
+        target = urljoin(url, location)
+        Place.of(target)
         old, new = urlsplit(url), urlsplit(target)
         same_host = old.hostname == new.hostname and "@" not in new.netloc
         same_place = (old.scheme, _port(old.scheme, old.port)) == (
@@ -365,6 +293,9 @@ def _date(text: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _describe(error: httpx.TransportError, token: str) -> str:
-    words = redact(str(error), [token]).replace("\n", " ")[:200]
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+def _describe(error: ExchangeError, token: str) -> str:
+    return redact(str(error), [token]).replace("\n", " ")[:200]
+
+
+def _without(token: str, text: bytes) -> bytes:
+    return redact(text.decode("utf-8", "replace"), [token]).encode() if text else b""

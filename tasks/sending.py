@@ -241,7 +241,6 @@ class Sender:
         try:
             exchange.run()
         except SoftTimeLimitExceeded:
-            self._own = None  # not closed: closing could block for ever
             self._cut()
         self._learn(exchange)
         return exchange.conclude()

@@ -23,12 +23,12 @@ DEADLINE = 30.0
 SEGMENTS = 7  # of one camera: every third one meets the plant
 
 WIRE = """
-import base64, glob, hashlib, os, sys
+import base64, dataclasses, glob, hashlib, os, sys
 
 if "worker" in sys.orig_argv:
-    import httpx
+    from capture.http1 import Client, Reply
 
-    send = httpx.HTTPTransport.handle_request
+    send = Client.exchange
 
     def planted(self, request):
         key = request.headers.get("Idempotency-Key", "/1")
@@ -37,7 +37,7 @@ if "worker" in sys.orig_argv:
             return fault(self, request, session, int(number))
         return send(self, request)
 
-    httpx.HTTPTransport.handle_request = planted
+    Client.exchange = planted
 """
 
 DELETES_BEFORE_THE_ANSWER = (
@@ -45,11 +45,11 @@ DELETES_BEFORE_THE_ANSWER = (
     + """
 EVERY = 1  # a cloud that is down is not asked about many
 
-def fault(transport, request, session, number):
-    camera = request.url.path.rpartition("/")[2]
+def fault(client, request, session, number):
+    camera = request.place.target.rpartition("/")[2]
     for path in glob.glob(f"{os.environ['PLANT_SPOOL']}/relay-segments-{camera}-{session}/{number:08d}_*.ts"):
         os.unlink(path)
-    return send(transport, request)
+    return send(client, request)
 """
 )
 
@@ -58,16 +58,13 @@ CHANGES_A_BYTE = (
     + """
 EVERY = 3
 
-def fault(transport, request, session, number):
-    body = bytearray(b"".join(request.stream))
+def fault(client, request, session, number):
+    body = bytearray(b"".join(request.body()))
     body[1000] ^= 1
     digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
-    headers = request.headers.copy()
-    headers["Content-Digest"] = f"sha-256=:{digest}:"
-    changed = httpx.Request(
-        "POST", request.url, headers=headers, content=bytes(body), extensions=request.extensions
-    )
-    return send(transport, changed)
+    headers = {**request.headers, "Content-Digest": f"sha-256=:{digest}:"}
+    changed = dataclasses.replace(request, headers=headers, body=lambda: iter([bytes(body)]))
+    return send(client, changed)
 """
 )
 
@@ -76,8 +73,8 @@ NEVER_SENDS = (
     + """
 EVERY = 3
 
-def fault(transport, request, session, number):
-    return httpx.Response(204, content=iter(()), request=request)  # not read yet, as one from the wire
+def fault(client, request, session, number):
+    return Reply(204, {}, b"")
 """
 )
 
