@@ -58,6 +58,7 @@ class ProcessScanner:
         self._may_hold = may_hold
         self.typed: set[bytes] = set()
         self.roles: set[str] = set()
+        self._known: dict[str, tuple[bytes, bytes]] = {}  # by process: what it was when it was looked at
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -84,6 +85,9 @@ class ProcessScanner:
         environment = (process / "environ").read_bytes()
         if not line or (process / "cmdline").read_bytes() != line:  # became another program meanwhile
             return
+        if self._known.get(process.name) == (line, environment):
+            return
+        self._known[process.name] = line, environment
         is_typed = line in self.typed
         role = "command" if is_typed else role_of(line)
         self.roles.add(role)
