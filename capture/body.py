@@ -69,15 +69,18 @@ def pieces(
 ) -> Iterator[bytes]:
     """Yield a body in pieces that the limit allows, each when its time has come. Raises DeadlineError.
 
-    `hold` says for how many more seconds the next piece is to leave the line to others.
+    `hold` says for how many more seconds the next piece is to leave the line to others. Not the first one:
+    a server that has the headers wants to see something soon.
     """
+    is_first = True
     largest = LARGEST_PIECE if hold is None else HELD_PIECE
     for chunk in chunks:
         offset = 0
         while offset < len(chunk):
             length = min(limit.piece(), largest, len(chunk) - offset)
-            if hold is not None:
+            if hold is not None and not is_first:
                 _hold(hold, deadline)
+            is_first = False
             if not limit.wait(length, is_live=is_live, until=deadline):
                 raise DeadlineError
             yield chunk[offset : offset + length]

@@ -110,13 +110,15 @@ class Ingest:
         answer_seconds: float | None = None,
         is_live: bool = True,
         hold: Callable[[], float] | None = None,
+        on_begin: Callable[[], None] = lambda: None,
         on_sent: Callable[[], None] = lambda: None,
     ) -> tuple[Outcome, str]:
         """POST a segment from its file. Returns the outcome and the SHA-256 (hex) of what was sent.
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
-        `is_live` says whose share of a capped line it takes. `hold` is asked before each piece for how many
-        seconds others need the line. `on_sent` is called when the body has left.
+        `is_live` says whose share of a capped line it takes. `hold` is asked before each piece but the
+        first for how many seconds others need the line. `on_begin` is called when the body begins to leave,
+        once more where a kept connection turns out to be closed; `on_sent` when it has left.
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
@@ -136,6 +138,7 @@ class Ingest:
         }
 
         def body() -> Iterator[bytes]:
+            on_begin()
             yield from pieces(content.chunks(), deadline, self._limit, is_live=is_live, hold=hold)
             on_sent()
 

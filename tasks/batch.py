@@ -90,7 +90,11 @@ class Batch:
         """
         if self._under_way and self.delivered and not self._failed:
             self._worker.memory.conclude(
-                done=self._keys - self._under_way, failed=[], window=None, turn=self._turn
+                done=self._keys - self._under_way,
+                failed=[],
+                window=None,
+                turn=self._turn,
+                line=self._worker.sender.learnt,
             )
             self._lane.close()
             self._has_left = True
@@ -99,6 +103,8 @@ class Batch:
     def __enter__(self) -> Self:
         with suppress(OSError):  # one lane then, as without any knowledge
             self._remembered = self._worker.memory.load()
+        if self._remembered.line is not None:
+            self._worker.sender.adopt(self._remembered.line)
         self.has_lane = self._lane.enter_context(self._worker.lanes.take(self._remembered.lanes))
         return self
 
@@ -114,7 +120,8 @@ class Batch:
         done, turn = self._keys - self._failed, self._turn
         if self._has_left:  # others have had turns since, and may be at what this one did not get to
             done, turn = done & self._begun, None
-        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=turn)
+        line = None if self._has_left else self._worker.sender.learnt
+        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=turn, line=line)
         self._lane.close()
         if self.delivered and not self._has_left:
             self._worker.recover_soon()

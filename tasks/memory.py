@@ -1,14 +1,15 @@
 """What recover remembers between its rounds, kept in the broker beside the messages that it is about.
 
-Who has a message, how many uploads of the backlog may run at once, which camera had the last turn, and how
-many uploads all workers can run. A broker that is wiped or started anew forgets this together with the
-messages, so that the two are never at odds. All of it is a hint: lost, it costs time or a message too many.
+Who has a message, how many uploads of the backlog may run at once, which camera had the last turn, how many
+uploads all workers can run, and what each host learnt of its line. A broker that is wiped or started anew
+forgets this together with the messages, so that the two are never at odds. All of it is a hint: lost, it
+costs time or a message too many.
 """
 
 import json
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,15 @@ import structlog
 from celery import Celery
 
 from capture.handoff import BACKLOG, LIVE, broker_client, key_prefix
+from capture.host import host
+from tasks.pace import Learnt
 
 MESSAGE_LIFE_SECONDS = 60.0
 WORKER_LIFE_SECONDS = 30.0
 _FORGOTTEN_AFTER = 600  # seconds without a round
 GOING_SECONDS = 20.0
-_WINDOW, _TURN, _GOING = ":window", ":turn", ":going"
+LINE_SECONDS = 60.0
+_WINDOW, _TURN, _GOING, _LINE = ":window", ":turn", ":going", ":line:"
 
 log = structlog.get_logger()
 
@@ -44,6 +48,7 @@ class Remembered:
     backlog: int = 0
     lanes: int = 1  # the most batches of the backlog at once
     hosts: int = 1  # of workers
+    line: Learnt | None = None  # what this host learnt of its line within the last minute
 
 
 def count_lanes(workers: Iterable[tuple[int, Collection[str]]]) -> int:
@@ -70,6 +75,7 @@ class Memory:
         self._prefix = prefix
         self._own = f"{prefix}relay-capture.recover.{spool_id}"
         self._workers = f"{prefix}relay-capture.workers"
+        self._line = _LINE + host()
         self._live, self._backlog = prefix + LIVE, prefix + BACKLOG
 
     def load(self) -> Remembered:
@@ -82,7 +88,8 @@ class Memory:
             pipe.llen(self._live)
             pipe.llen(self._backlog)
             time, own, workers, live, backlog = pipe.execute()
-        return _remembered(own, workers, now=_seconds(time), live=live, backlog=backlog)
+        found = _remembered(own, workers, now=_seconds(time), live=live, backlog=backlog)
+        return replace(found, line=_line(own.get(self._line.encode(), b""), now=found.now))
 
     def live_waits(self) -> bool:
         """Tell whether messages for new segments wait; False when the broker does not say."""
@@ -97,15 +104,27 @@ class Memory:
         self._write(lambda now: {_TURN: turn, **dict.fromkeys(keys, repr(now))})
 
     def conclude(
-        self, *, done: Collection[str], failed: Collection[str], window: int | None, turn: str | None = None
+        self,
+        *,
+        done: Collection[str],
+        failed: Collection[str],
+        window: int | None,
+        turn: str | None = None,
+        line: Learnt | None = None,
     ) -> None:
         """Remember how a batch ended: who has no message any more, who failed, the next window if it changes.
 
         `turn` names the camera that really had the last turn: a batch that made way sent less than it held.
+        `line` is what its process knows of the line: the next one need not learn it.
         """
         known = {_WINDOW: None if window is None else str(window), _TURN: turn}
         changed = {key: value for key, value in known.items() if value is not None}
-        self._write(lambda now: {**changed, **dict.fromkeys(failed, repr(-now))}, forget=done)
+
+        def fields(now: float) -> dict[str, str]:
+            learnt = {} if line is None else {self._line: json.dumps([now, *astuple(line)])}
+            return {**changed, **learnt, **dict.fromkeys(failed, repr(-now))}
+
+        self._write(fields, forget=done)
 
     def note_going(self) -> None:
         """Uploads succeed: what was closed just before has lost its message at the gate, and is young."""
@@ -180,6 +199,14 @@ def _remembered(
         lanes=count_lanes(alive),
         hosts=len({_host(node) for node, said in workers.items() if _alive([said], now)}) or 1,
     )
+
+
+def _line(text: bytes, *, now: float) -> Learnt | None:
+    with suppress(ValueError, TypeError, OverflowError, RecursionError):
+        at, rate, is_new, size, took = json.loads(text)
+        if 0 <= now - at < LINE_SECONDS:
+            return Learnt(float(rate), is_new is True, float(size), float(took))
+    return None
 
 
 def _host(node: bytes) -> bytes:

@@ -25,6 +25,7 @@ LEAST = 0.85  # of the rate, from one round to the next
 MOST_ALONE = 3.0  # times what one takes alone: so long may new video delay the next one ...
 MOST_SECONDS = 2.0  # ... and no longer than this: a batch that waits holds its process
 LARGEST_RATE = 1e10
+LARGEST = 1e15  # bytes or seconds that can be meant
 KEPT = 64  # rounds whose quickest answers are known: a line can change
 
 
@@ -36,6 +37,24 @@ class Upload:
     began: float
     passed: float
     was_paced: bool  # it began when it was due: what came of that says something of the rate
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What one process has learnt of a line, for the others of its host.
+
+    Bytes per second; whether that may still be far from right; how many bytes took how many seconds alone.
+    """
+
+    rate: float
+    is_new: bool
+    size: float
+    took: float
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no process can have learnt: it comes from the broker."""
+        if not (0 < self.rate <= LARGEST_RATE and 0 < self.size < LARGEST and 0 < self.took < LARGEST):
+            raise ValueError("not of a line")
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,23 @@ class Pace:
     def rate(self) -> float:
         """Bytes per second of the line, as far as is known; 0 if not."""
         return self._rate
+
+    @property
+    def learnt(self) -> Learnt | None:
+        """What is known of the line, if anything is."""
+        if not self._rate or self._last is None:
+            return None
+        size = self._last.size
+        return Learnt(self._rate, self._is_new, size, self._alone(size))
+
+    def adopt(self, learnt: Learnt) -> None:
+        """Begin from what another process has learnt: later than what is known here, if anything is."""
+        if not self.overlaps or self._under_way:
+            return
+        self._rate, self._is_new = learnt.rate, learnt.is_new
+        if not (self._quickest or self._round):
+            upload = Upload(max(1, round(learnt.size)), 0.0, 0.0, was_paced=False)
+            self._quickest.append(_Answer(upload, learnt.took, 0.0))
 
     @property
     def next_at(self) -> float:

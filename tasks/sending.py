@@ -25,7 +25,7 @@ from capture.ingest import Ingest
 from capture.live_bytes import LiveBytes, NewVideo
 from capture.outcome import Outcome
 from capture.spool import Debt
-from tasks.pace import MOST, MOST_ALONE, Pace, Upload
+from tasks.pace import MOST, MOST_ALONE, Learnt, Pace, Upload
 
 # So little of a body waits in the kernel that "it has left" is true, also on a slow line.
 UNSENT_BYTES = 16 * 1024
@@ -61,7 +61,7 @@ class _Exchange:
     ingest: Ingest
     wake: "queue.SimpleQueue[None] | None" = None  # of the thread of the task, where that is another
     hold: "Hold | None" = None
-    begun_at: float | None = None  # when its body began to leave, where there is a hold
+    begun_at: float | None = None  # when its body began to leave
     result: Sent | Exception | None = None
     left_at: float | None = None  # when its body had left, in monotonic seconds
     answered_at: float | None = None  # where an answer came after that
@@ -80,6 +80,7 @@ class _Exchange:
                 answer_seconds=request.answer_seconds,
                 is_live=request.is_live,
                 hold=self._hold if self.hold else None,
+                on_begin=self._note_begin,
                 on_sent=self._note_sent,
             )
             if self.left_at is not None and self.result[0].status:
@@ -105,10 +106,10 @@ class _Exchange:
 
     def _hold(self) -> float:
         assert self.hold is not None  # noqa: S101 - asked for no other
-        if self.begun_at is None:
-            self.begun_at = time.monotonic()
-            return 0.0  # a server that has the headers wants to see something soon
         return 0.0 if self.ingest.is_cut else self.hold.seconds()
+
+    def _note_begin(self) -> None:
+        self.begun_at = time.monotonic()
 
     def _note_sent(self) -> None:
         self.left_at = time.monotonic()
@@ -120,7 +121,8 @@ class _Exchange:
 
     @property
     def is_leaving(self) -> bool:
-        return self.left_at is None and not self.is_done
+        """Whether its body has the line; one that still connects leaves that to others."""
+        return self.begun_at is not None and self.left_at is None and not self.is_done
 
     def conclude(self) -> Outcome | str:
         """Let the attempt go on with the result, and return what became of it."""
@@ -183,6 +185,15 @@ class Sender:
     def overlaps(self) -> bool:
         """Whether uploads of one batch overlap, so that others beside it would only crowd the line."""
         return self._pace.overlaps and not self._is_slow()
+
+    @property
+    def learnt(self) -> Learnt | None:
+        """What is known of the line, for the other processes of this host."""
+        return self._pace.learnt
+
+    def adopt(self, learnt: Learnt) -> None:
+        """Begin from what another process of this host has learnt of the line."""
+        self._pace.adopt(learnt)
 
     def one(self, steps: Steps) -> Outcome | str:
         """Take an attempt to its end. Celery's soft time limit ends the wait for the cloud."""

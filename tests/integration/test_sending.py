@@ -13,6 +13,7 @@ from capture.body import HELD_PIECE
 from capture.claim import claim
 from capture.errors import ConfigError
 from capture.handoff import BACKLOG, LIVE, RECOVER
+from capture.http1 import Client
 from capture.ingest import Ingest
 from capture.live_bytes import LiveBytes
 from capture.settings import IngestSettings
@@ -115,6 +116,23 @@ def test_uploads_that_overlap_take_less_than_a_round_trip_each(spool, sink, wide
     upload_batch(pairs(spool, name))
     assert time.monotonic() - began < 4 * WIDE * RTT / 1.5
     assert len(sink.arrived()) == 4 * WIDE
+
+
+def test_one_that_connects_holds_up_no_other(spool, sink, wide, monkeypatch):
+    """Over a long line that takes two round trips or three: the body of another could leave meanwhile."""
+    others = threading.Barrier(3, timeout=10.0)
+    connecting = iter(range(3))
+    real = Client._connect
+
+    def connect(self, request):
+        if next(connecting, None) is not None:
+            others.wait()
+        return real(self, request)
+
+    monkeypatch.setattr(Client, "_connect", connect)
+    name = past_session(spool, owes=5)
+    assert upload_batch(pairs(spool, name)) == "sent 5 of 5"
+    assert not others.broken
 
 
 def test_on_a_short_line_one_goes_after_the_other(spool, sink, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from capture.segment import rfc3339
 from capture.session import lock_session
 from capture.spool import MARKER, SESSION_FILE, SESSION_LOCK, write_json
 from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE
+from tasks.pace import Learnt
 from tasks.recover import recover
 from tasks.register import end_session
 from tasks.sweep import sweep
@@ -172,6 +173,39 @@ def test_one_lane_more_makes_one_batch_more_of_other_segments(spool, broker):
     sizes = [len(args[0]) for _, args in messages(broker, BACKLOG)]
     assert sizes == [20, 20]
     assert len(set(uploads(broker))) == 40
+
+
+def test_what_a_host_learnt_of_its_line_is_there_for_its_next_batch(spool, broker):
+    memory = tasks.worker.this_worker().memory
+    assert memory.load().line is None
+    learnt = Learnt(2.5e6, is_new=True, size=200_000, took=0.3)
+    memory.conclude(done=[], failed=[], window=None, line=learnt)
+    assert memory.load().line == learnt
+    memory.conclude(done=["x/y"], failed=["x/z"], window=2)
+    found = memory.load()
+    assert found.line == learnt
+    assert found.sent == {}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", "x", "null", "{}", "[]", "[1,2,3]", "[NaN,1,true,1,1]", '["now",1,true,1,1]',
+        "[NOW,0,true,1,1]", "[NOW,-1,true,1,1]", "[NOW,NaN,true,1,1]", "[NOW,Infinity,true,1,1]",
+        "[NOW,1,true,0,1]", "[NOW,1,true,1,-1]", "[NOW,1,true,[],1]", "[NOW,1,true,1,1e99]",
+        "[OLD,1,true,1,1]", "[LATER,1,true,1,1]", "[" * 5000, "[NOW," + "9" * 5000 + ",true,1,1]",
+    ],
+    ids=lambda said: said[:30],
+)  # fmt: skip
+def test_what_no_process_can_have_learnt_is_not_believed(spool, broker, said):
+    memory = tasks.worker.this_worker().memory
+    now = memory.load().now
+    for name, at in {"NOW": now, "OLD": now - 61, "LATER": now + 100}.items():
+        said = said.replace(name, repr(at))
+    broker.hset(memory._own, memory._line, said)
+    found = memory.load()
+    assert found.line is None
+    assert found.sent == {}
 
 
 def test_a_message_that_vanished_with_its_worker_is_replaced_in_the_next_round(spool, broker):

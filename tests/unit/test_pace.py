@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from tasks.pace import MOST, MOST_SECONDS, PAYS_SECONDS, ROUND, Pace, Upload
+from tasks.pace import MOST, MOST_SECONDS, PAYS_SECONDS, ROUND, Learnt, Pace, Upload
 
 RATE = 2_500_000.0  # bytes per second: 20 Mbit/s
 
@@ -100,6 +100,39 @@ def test_beside_new_video_the_backlog_gets_the_rest_and_new_video_is_hardly_late
     line = Line(rtt, size, live_rate=400_000).run(Pace(), 200.0)
     assert line.share > 0.88
     assert median(line.waits) < 2 * median(alone.waits)
+
+
+def test_who_adopts_what_another_learnt_has_the_line_full_from_its_first_seconds():
+    teacher, fresh, pupil = Pace(), Pace(), Pace()
+    line = Line(0.2, 200_000).run(teacher, 30.0)
+    pupil.adopt(teacher.learnt)
+    shares = [Line(0.2, 200_000, now=line.now).run(pace, 4.0, warm_up=0.0).share for pace in (fresh, pupil)]
+    assert shares[1] > 0.85
+    assert shares[1] > shares[0] + 0.05
+
+
+def test_what_is_adopted_is_found_wrong():
+    for wrong in (RATE * 4, RATE / 4):
+        pace = Pace()
+        pace.adopt(Learnt(wrong, is_new=False, size=200_000, took=200_000 / RATE + 0.08))
+        Line(0.08, 200_000).run(pace, 60.0)
+        assert pace.rate == pytest.approx(RATE, rel=0.35), wrong
+
+
+def test_nothing_is_adopted_in_the_middle_or_where_uploads_do_not_overlap():
+    learnt = _that_knows(took=1.0, size=1000).learnt
+    for pace in (Pace(), _that_knows(took=0.002, size=1000, waited=0.001)):
+        if pace.overlaps:
+            pace.begin(0.0, 1000)
+        pace.adopt(learnt)
+        assert pace.rate == 0
+
+
+def test_who_knows_nothing_has_nothing_to_tell():
+    pace = Pace()
+    assert pace.learnt is None
+    pace.begin(0.0, 1000)
+    assert pace.learnt is None
 
 
 def test_one_after_the_other_leaves_it_empty_for_each_round_trip():
