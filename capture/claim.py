@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -23,15 +24,29 @@ _FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LONGEST_NAME = 255
 
 
+def _close(file: BinaryIO) -> None:
+    file.close()
+
+
 class HostileNameError(ValueError):
     """A message named something that is no segment of this spool."""
 
 
 class Claim:
-    """An owed segment that nobody else is sending. Use it as a context."""
+    """An owed segment that nobody else is sending. Use it as a context.
+
+    The file of one that is removed is closed by `close_removed`: that frees its pages, which takes a while.
+    """
 
     def __init__(
-        self, spool: Spool, session: SessionName, segment: SegmentName, file: BinaryIO, path: Path
+        self,
+        spool: Spool,
+        session: SessionName,
+        segment: SegmentName,
+        file: BinaryIO,
+        path: Path,
+        *,
+        close_removed: Callable[[BinaryIO], None] = _close,
     ) -> None:
         self.spool = spool
         self.session = session
@@ -41,6 +56,8 @@ class Claim:
         self.size = status.st_size
         self.written_at = status.st_mtime  # seconds since 1970
         self._path = path
+        self._close_removed = close_removed
+        self._is_removed = False
 
     @property
     def idempotency_key(self) -> str:
@@ -64,15 +81,19 @@ class Claim:
                 raise
             os.ftruncate(self.file.fileno(), 0)
             self._journal_delivery(fields)
-        self._path.unlink()
+        self._remove()
 
     def finish_delivered(self) -> bool:
         """Finish a delivery that a full disk interrupted; False if this segment is really owed."""
         if self.size:
             return False
         self._journal_delivery({**self._names(), "sha256": None, "status": 0, "attempts": 0})
-        self._path.unlink()
+        self._remove()
         return True
+
+    def _remove(self) -> None:
+        self._path.unlink()
+        self._is_removed = True
 
     def _journal_delivery(self, fields: dict[str, object]) -> None:
         self.spool.journal.append(self.session.camera, Event.DELIVERED, durable=True, **fields)
@@ -101,7 +122,7 @@ class Claim:
             return
         fields = {**self._names(), "reason": reason}
         self.spool.journal_for_sure(self.session.camera, Event.DROPPED, fields)
-        self._path.unlink()
+        self._remove()
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +133,10 @@ class Claim:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.file.close()
+        if self._is_removed:
+            self._close_removed(self.file)
+        else:  # its lock is for the next one
+            self.file.close()
 
 
 def parse_names(session: object, segment: object) -> tuple[SessionName, SegmentName]:
@@ -139,7 +163,13 @@ def parse_session(session: object) -> SessionName:
     return parsed
 
 
-def claim(spool: Spool, session: SessionName, segment: SegmentName) -> Claim | None:
+def claim(
+    spool: Spool,
+    session: SessionName,
+    segment: SegmentName,
+    *,
+    close_removed: Callable[[BinaryIO], None] = _close,
+) -> Claim | None:
     """Lock an owed segment; None when it is gone or somebody else has it."""
     folder = spool.session_path(session)
     path = folder / str(segment)
@@ -166,7 +196,8 @@ def claim(spool: Spool, session: SessionName, segment: SegmentName) -> Claim | N
     except BaseException:
         os.close(descriptor)
         raise
-    return Claim(spool, session, segment, os.fdopen(descriptor, "rb", buffering=0), path)
+    file = os.fdopen(descriptor, "rb", buffering=0)
+    return Claim(spool, session, segment, file, path, close_removed=close_removed)
 
 
 def _open(folder: Path, segment: str) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from capture.outcome import Kind, Outcome
 from capture.segment import SessionName
 from capture.spool import Debt
-from tasks.memory import Remembered
+from tasks.memory import LARGEST_BATCH, SMALLEST_BATCH, Remembered
 
 if TYPE_CHECKING:
     from tasks.worker import Worker
@@ -25,6 +25,13 @@ def next_window(window: int, *, lanes: int, delivered: int, failed: int) -> int:
     if failed:
         return max(1, window // 2)
     return min(lanes, window + 1) if delivered else max(1, min(lanes, window))
+
+
+def next_size(size: int, *, held: int, delivered: int) -> int:
+    """Return how many segments the next batch is to hold: twice as many if all of a full one was sent."""
+    if delivered == held:
+        return min(LARGEST_BATCH, 2 * size) if held >= size else size
+    return max(SMALLEST_BATCH, min(size, 2 * delivered))
 
 
 class Batch:
@@ -120,8 +127,14 @@ class Batch:
         done, turn = self._keys - self._failed, self._turn
         if self._has_left:  # others have had turns since, and may be at what this one did not get to
             done, turn = done & self._begun, None
-        line = None if self._has_left else self._worker.sender.learnt
-        self._worker.memory.conclude(done=done, failed=self._failed, window=window, turn=turn, line=line)
+        self._worker.memory.conclude(
+            done=done,
+            failed=self._failed,
+            window=window,
+            turn=turn,
+            size=next_size(self._remembered.size, held=len(self._debts), delivered=self.delivered),
+            line=None if self._has_left else self._worker.sender.learnt,
+        )
         self._lane.close()
         if self.delivered and not self._has_left:
             self._worker.recover_soon()

@@ -20,12 +20,14 @@ from capture.handoff import BACKLOG, LIVE, broker_client, key_prefix
 from capture.host import host
 from tasks.pace import Learnt
 
+# Segments: enough to be worth the message, and on a fast line not to be gone at once.
+SMALLEST_BATCH, LARGEST_BATCH = 48, 256
 MESSAGE_LIFE_SECONDS = 60.0
 WORKER_LIFE_SECONDS = 30.0
 _FORGOTTEN_AFTER = 600  # seconds without a round
 GOING_SECONDS = 20.0
 LINE_SECONDS = 60.0
-_WINDOW, _TURN, _GOING, _LINE = ":window", ":turn", ":going", ":line:"
+_WINDOW, _SIZE, _TURN, _GOING, _LINE = ":window", ":size", ":turn", ":going", ":line:"
 
 log = structlog.get_logger()
 
@@ -41,6 +43,7 @@ class Remembered:
     sent: dict[str, float] = field(default_factory=dict)  # has a message
     failed: dict[str, float] = field(default_factory=dict)  # was tried in a batch, and is still owed
     window: int = 1
+    size: int = SMALLEST_BATCH  # segments of the next batch
     turn: str = ""
     going: bool = False  # uploads began to succeed within the last seconds
     now: float = 0.0
@@ -110,15 +113,17 @@ class Memory:
         failed: Collection[str],
         window: int | None,
         turn: str | None = None,
+        size: int | None = None,
         line: Learnt | None = None,
     ) -> None:
         """Remember how a batch ended: who has no message any more, who failed, the next window if it changes.
 
-        `turn` names the camera that really had the last turn: a batch that made way sent less than it held.
+        `size` is that of the next batch. `turn` names the camera that really had the last turn: a batch that
+        made way sent less than it held.
         `line` is what its process knows of the line: the next one need not learn it.
         """
-        known = {_WINDOW: None if window is None else str(window), _TURN: turn}
-        changed = {key: value for key, value in known.items() if value is not None}
+        known = {_WINDOW: window, _SIZE: size, _TURN: turn}
+        changed = {key: str(value) for key, value in known.items() if value is not None}
 
         def fields(now: float) -> dict[str, str]:
             learnt = {} if line is None else {self._line: json.dumps([now, *astuple(line)])}
@@ -182,7 +187,7 @@ def _remembered(
     own: dict[bytes, bytes], workers: dict[bytes, bytes], *, now: float, live: int, backlog: int
 ) -> Remembered:
     texts = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in own.items()}
-    window = texts.pop(_WINDOW, "1")
+    window, size = _count(texts.pop(_WINDOW, "")), _count(texts.pop(_SIZE, ""))
     turn = texts.pop(_TURN, "")
     began_going = _number(texts.pop(_GOING, ""))
     times = {key: at for key, text in texts.items() if (at := _number(text))}
@@ -190,7 +195,8 @@ def _remembered(
     return Remembered(
         sent={key: at for key, at in times.items() if 0 <= now - at < MESSAGE_LIFE_SECONDS},
         failed={key: -at for key, at in times.items() if at < 0 <= now + at < MESSAGE_LIFE_SECONDS},
-        window=max(1, int(window)) if window.isdecimal() and len(window) < len("1000") else 1,
+        window=max(1, window),
+        size=min(LARGEST_BATCH, max(SMALLEST_BATCH, size)),
         turn=turn,
         going=0 <= now - began_going < GOING_SECONDS,
         now=now,
@@ -212,6 +218,10 @@ def _line(text: bytes, *, now: float) -> Learnt | None:
 def _host(node: bytes) -> bytes:
     """Return the host of ``name@host/pid``."""
     return node.partition(b"/")[0].rpartition(b"@")[2]
+
+
+def _count(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < len("1000") else 0
 
 
 def _number(text: str) -> float:

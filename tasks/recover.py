@@ -27,8 +27,6 @@ from tasks.memory import Remembered
 from tasks.tokens import Tokens
 from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
-# Enough to be worth the message on a fast line; on a slow one a batch ends early.
-BATCH = 48
 SOON = 2.0  # seconds
 ROUND_SECONDS = 0.5  # a round is nearly always shorter
 STARVED_SECONDS = 15.0
@@ -133,7 +131,7 @@ def _send_batches(worker: Worker, remembered: Remembered, tokens: Tokens, *, old
     # With nothing waiting and nobody sending, a message that is remembered went down with its worker.
     sent = remembered.sent if running or waiting else {}
     picked = worker.shortlist.pick(
-        free * BATCH,
+        free * remembered.size,
         older_than=older_than,
         skip={*sent, *remembered.failed},
         after=remembered.turn,

@@ -25,12 +25,12 @@ from tasks.celery import (
     app,
     tell_unfit,
 )
+from tasks.memory import LARGEST_BATCH
 from tasks.metrics import held_back, metering
 from tasks.seldom import ADVICE, seldom
 from tasks.sending import Request, Steps
 from tasks.worker import NOT_MOUNTED, Worker, this_worker
 
-MOST_IN_A_BATCH = 64
 LOUD_AFTER = 3
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
 
 
 def _parse_batch(items: object) -> list[Debt]:
-    if not isinstance(items, list) or len(items) > MOST_IN_A_BATCH:
+    if not isinstance(items, list) or len(items) > LARGEST_BATCH:
         raise HostileNameError("expected a short list of names")
     if not all(isinstance(item, list) and len(item) == 2 for item in items):  # noqa: PLR2004 - a pair
         raise HostileNameError("expected pairs of names")
@@ -97,7 +97,7 @@ def _try_one(worker: Worker, debt: Debt) -> Steps:
 def _upload(worker: Worker, debt: Debt, *, attempt: int, is_live: bool = False) -> Steps:
     """Make one attempt, unless there is none to make: then return the reason."""
     try:
-        found = claim(worker.spool, debt.session, debt.segment)
+        found = claim(worker.spool, debt.session, debt.segment, close_removed=worker.closer.close)
     except HostileNameError as error:
         return _hostile(str(error))
     if found is None:

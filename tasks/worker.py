@@ -25,6 +25,7 @@ from capture.settings import Settings, read_token
 from capture.spool import Spool
 from capture.timetable import parse_timetable
 from tasks.celery import app, settings
+from tasks.closer import Closer
 from tasks.memory import Memory
 from tasks.metrics import metering
 from tasks.sending import Sender
@@ -47,6 +48,7 @@ class Worker:
         self.lanes = Lanes(self.spool.state)
         self.narrow = Narrow(self.spool, settings.ingest)
         self.shortlist = Shortlist(self.spool)
+        self.closer = Closer()
         self.meter = metering.meter()
         self.meter.watch(self.spool.journal)
         self._left_at = float("-inf")

@@ -141,7 +141,10 @@ def test_on_a_short_line_one_goes_after_the_other(spool, sink, tmp_path, monkeyp
         monkeypatch.setattr(worker.sender, "_make", lambda _: Ingest(IngestSettings(url=near.url)))
         name = past_session(spool, owes=40)
         assert upload_batch(pairs(spool, name)) == "sent 40 of 40"
-        assert [receipt.sequence for receipt in near.receipts()] == list(range(1, 41))
+        arrived = [receipt.sequence for receipt in near.receipts()]
+    assert sorted(arrived) == list(range(1, 41))
+    # Those with which the line was learnt may have passed each other.
+    assert arrived[2 * ROUND :] == list(range(2 * ROUND + 1, 41))
     assert not worker.sender.overlaps
 
 

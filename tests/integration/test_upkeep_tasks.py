@@ -175,6 +175,14 @@ def test_one_lane_more_makes_one_batch_more_of_other_segments(spool, broker):
     assert len(set(uploads(broker))) == 40
 
 
+@pytest.mark.parametrize(("said", "size"), [(96, 60), (7, 48), (10**9, 48), ("x", 48)])
+def test_recover_sends_as_many_in_a_batch_as_the_last_one_had_time_for(spool, broker, said, size):
+    past_session(spool, owes=60)
+    tasks.worker.this_worker().memory.conclude(done=[], failed=[], window=None, size=said)
+    recover()
+    assert [len(args[0]) for _, args in messages(broker, BACKLOG)] == [size]
+
+
 def test_what_a_host_learnt_of_its_line_is_there_for_its_next_batch(spool, broker):
     memory = tasks.worker.this_worker().memory
     assert memory.load().line is None

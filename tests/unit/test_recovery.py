@@ -10,7 +10,7 @@ from capture.lanes import Lanes
 from capture.recovery import SHORTLIST, SHORTLIST_SECONDS, Shortlist, take_turns
 from capture.segment import SegmentName, SessionName
 from capture.spool import Debt, Spool
-from tasks.batch import next_window
+from tasks.batch import next_size, next_window
 from tasks.memory import count_lanes
 from tests.conftest import PACKET, owing, start_session
 
@@ -210,6 +210,23 @@ def test_some_processes_are_left_free_for_new_segments(workers, lanes):
 )
 def test_the_window_grows_by_one_and_halves(window, lanes, delivered, failed, expected):
     assert next_window(window, lanes=lanes, delivered=delivered, failed=failed) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "held", "delivered", "expected"),
+    [
+        (48, 48, 48, 96),
+        (192, 192, 192, 256),
+        (256, 256, 256, 256),
+        (96, 10, 10, 96),  # the end of a backlog, or of what one lane of several had
+        (96, 96, 50, 96),  # its time was up, or a new segment waited
+        (256, 256, 40, 80),
+        (96, 96, 3, 48),
+        (48, 48, 0, 48),
+    ],
+)
+def test_a_batch_holds_about_what_can_be_sent_in_its_time(size, held, delivered, expected):
+    assert next_size(size, held=held, delivered=delivered) == expected
 
 
 def test_a_lane_is_held_by_one_and_free_again_after(spool):
