@@ -21,7 +21,9 @@ from capture.line import Connection
 ANSWER_BYTES = 512  # of a body: it is quoted in a reason, no more
 MOST_KEPT = 2  # of a cloud that redirects: what it says first, and where that leads
 KEPT_SECONDS = 60.0
+HEAD_BYTES = 100 * 1024  # of an answer, at most
 _READ_BYTES = 16 * 1024
+_NO_SUCCESS = 300
 _PORTS = {"http": 80, "https": 443}
 # What a URL may hold beside letters and digits; anything else is encoded.
 _IN_URLS = "!#$%&'()*+,/:;=?@[]~"
@@ -57,7 +59,11 @@ class Place:
         usual = _PORTS[parts.scheme]
         host, port = parts.hostname, parts.port or usual
         if not host.isascii():
-            host = host.encode("idna").decode()  # UnicodeError is a ValueError
+            name = host.encode("idna")  # UnicodeError is a ValueError
+            # What that codec folds, newer rules do not: another domain, maybe somebody else's.
+            if name.decode("idna") != host:
+                raise ValueError("its host has to be written in the xn-- form")
+            host = name.decode()
         authority = f"[{host}]" if ":" in host else host
         if port != usual:
             authority += f":{port}"
@@ -77,6 +83,7 @@ class Request:
     """A request. `headers` without Host; with a `body` they tell its length. Times are seconds.
 
     `seconds` is for how long nothing may leave, and for how long the whole answer may be waited for.
+    `on_connected` is called before anything is sent on a connection, and may wait.
     """
 
     method: str
@@ -85,6 +92,7 @@ class Request:
     body: Body | None
     connect_seconds: float
     seconds: float
+    on_connected: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,9 @@ class _Kept:
     """A connection, and what h11 knows of it."""
 
     socket: socket.socket
-    state: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT))
+    state: h11.Connection = field(
+        default_factory=lambda: h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
+    )
     used_at: float = 0.0
 
     def is_usable(self) -> bool:
@@ -149,36 +159,43 @@ class Client:
         return None
 
     def _connect(self, request: Request) -> _Kept:
-        place, seconds = request.place, request.connect_seconds
+        if self._line.is_cut:
+            raise ExchangeError("no connection: it was cut")
+        found = _connected(request.place, request.connect_seconds)
         try:
-            found = socket.create_connection((place.host, place.port), timeout=seconds)
-        except TimeoutError as error:
-            raise ExchangeError(f"no connection within {seconds:g} s", timed_out=True) from error
-        except socket.gaierror as error:
-            raise ExchangeError(f"the host is not found: {error.strerror}") from error
-        except (OSError, UnicodeError) as error:  # the resolver refuses a label of more than 63 characters
-            raise ExchangeError(f"no connection: {_words(error)}") from error
-        try:
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for option in self._options:
-                found.setsockopt(*option)
-            self._line.is_now(found)
-            if place.is_tls:
-                found = self._tls.wrap_socket(found, server_hostname=place.host)
-                self._line.is_now(found)
+            return _Kept(self._made_ready(found, request.place))
         except TimeoutError as error:
             found.close()
-            raise ExchangeError(f"no TLS within {seconds:g} s", timed_out=True) from error
+            words = f"no TLS within {request.connect_seconds:g} s"
+            raise ExchangeError(words, timed_out=True) from error
         except (OSError, ValueError) as error:
             found.close()
-            raise ExchangeError(f"no TLS: {_words(error)}" if place.is_tls else _words(error)) from error
+            raise ExchangeError(
+                f"no TLS: {_words(error)}" if request.place.is_tls else _words(error)
+            ) from error
         except BaseException:
             found.close()
             raise
-        return _Kept(found)
+
+    def _made_ready(self, found: socket.socket, place: Place) -> socket.socket:
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in self._options:
+            found.setsockopt(*option)
+        if place.is_tls:  # in two steps: a handshake can be cut
+            found = self._tls.wrap_socket(found, server_hostname=place.host, do_handshake_on_connect=False)
+        self._line.is_new(found)
+        if isinstance(found, ssl.SSLSocket):
+            try:
+                found.do_handshake()
+            except BaseException:
+                found.close()
+                raise
+        return found
 
     def _exchange(self, kept: _Kept, request: Request) -> Reply:
+        self._line.is_used(kept.socket)
         try:
+            request.on_connected()
             reply = _talk(kept, request)
         except BaseException as error:  # a time limit, too, leaves it half used
             self._line.give_up()
@@ -201,6 +218,17 @@ class Client:
         self._kept[place.peer] = kept
 
 
+def _connected(place: Place, seconds: float) -> socket.socket:
+    try:
+        return socket.create_connection((place.host, place.port), timeout=seconds)
+    except TimeoutError as error:
+        raise ExchangeError(f"no connection within {seconds:g} s", timed_out=True) from error
+    except socket.gaierror as error:
+        raise ExchangeError(f"the host is not found: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # the resolver refuses a label of more than 63 characters
+        raise ExchangeError(f"no connection: {_words(error)}") from error
+
+
 def _close(kept: _Kept) -> None:
     with suppress(OSError):
         kept.socket.close()
@@ -221,7 +249,11 @@ def _talk(kept: _Kept, request: Request) -> Reply:
         _send(kept, kept.state.send_with_data_passthrough(h11.EndOfMessage()), request.seconds)
     except _BrokenError as error:
         # A server that refuses what is long may say so, and close without reading all of it.
-        return _answer(kept, request.seconds, broken=error)
+        words = str(error)
+        reply = _answer(kept, request.seconds, broken=words)
+        if reply.status < _NO_SUCCESS:  # of what it cannot have
+            raise ExchangeError(words) from None
+        return reply
     return _answer(kept, request.seconds)
 
 
@@ -242,8 +274,11 @@ def _send(kept: _Kept, parts: Iterable[bytes] | None, seconds: float) -> None:
                 raise _BrokenError(f"the connection broke while sending: {_words(error)}") from error
 
 
-def _answer(kept: _Kept, seconds: float, *, broken: _BrokenError | None = None) -> Reply:
-    """Read an answer to its end, or as much as is wanted of a long one."""
+def _answer(kept: _Kept, seconds: float, *, broken: str = "") -> Reply:
+    """Read an answer to its end, or as much as is wanted of a long one.
+
+    `broken` says why not all of the request was sent, if so: words, as an error would keep the request.
+    """
     until = time.monotonic() + seconds
     response: h11.Response | None = None
     text = b""
@@ -264,9 +299,7 @@ def _answer(kept: _Kept, seconds: float, *, broken: _BrokenError | None = None) 
             raise ExchangeError("no HTTP: the answer is not to this request")
 
 
-def _received(
-    kept: _Kept, seconds: float, until: float, broken: _BrokenError | None, *, is_begun: bool
-) -> bytes:
+def _received(kept: _Kept, seconds: float, until: float, broken: str, *, is_begun: bool) -> bytes:
     """Return more of an answer, nothing where the peer ends a body that way."""
     left = until - time.monotonic()
     try:
@@ -278,18 +311,19 @@ def _received(
         words = _words(error) if error.errno else f"no answer within {seconds:g} s"
         raise ExchangeError(words, timed_out=True) from error
     except OSError as error:
-        raise broken or ExchangeError(f"the connection broke before the answer: {_words(error)}") from error
+        words = broken or f"the connection broke before the answer: {_words(error)}"
+        raise ExchangeError(words) from error
     if not data and not is_begun:
-        raise broken or ExchangeError("the connection was closed without an answer")
+        raise ExchangeError(broken or "the connection was closed without an answer")
     return data
 
 
 def _words(error: Exception) -> str:
     """Say what went wrong, without the number and the class."""
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if isinstance(error, ssl.SSLCertVerificationError) and hasattr(error, "verify_message"):
         return f"the certificate is refused: {error.verify_message}"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.replace("_", " ").lower()
+    if isinstance(error, ssl.SSLError) and (reason := getattr(error, "reason", None)):  # not all have one
+        return str(reason).replace("_", " ").lower()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -1,7 +1,7 @@
 """The cloud over HTTP. Every way it can fail comes out as an Outcome.
 
-A client belongs to one process and one thread. A time limit may fire anywhere in it: what it was at is
-closed, and the next request takes another connection.
+A client belongs to one process and one thread. A time limit may fire anywhere in it: the connection that it
+was at is not used again.
 """
 
 import base64
@@ -30,7 +30,6 @@ from capture.settings import IngestSettings
 from capture.source import redact
 
 CONNECT_SECONDS = 10.0
-_ANSWER_BYTES = 512
 _REDIRECTS = {307, 308}
 _MOST_REDIRECTS = 3
 # A connection that is kept can have died silently meanwhile, behind a NAT that forgot it: where nothing is
@@ -110,6 +109,7 @@ class Ingest:
         answer_seconds: float | None = None,
         is_live: bool = True,
         hold: Callable[[], float] | None = None,
+        on_connected: Callable[[], None] = lambda: None,
         on_begin: Callable[[], None] = lambda: None,
         on_sent: Callable[[], None] = lambda: None,
     ) -> tuple[Outcome, str]:
@@ -117,8 +117,9 @@ class Ingest:
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
         `is_live` says whose share of a capped line it takes. `hold` is asked before each piece but the
-        first for how many seconds others need the line. `on_begin` is called when the body begins to leave,
-        once more where a kept connection turns out to be closed; `on_sent` when it has left.
+        first for how many seconds others need the line. `on_connected` is called before anything is sent, and
+        may wait; `on_begin` when the body begins to leave, `on_sent` when it has left. All of them are called
+        again where it is sent again: a kept connection turned out to be closed, or the cloud redirects.
         """
         seconds = attempt_seconds(self._settings, claim.size)
         deadline = time.monotonic() + seconds
@@ -144,7 +145,9 @@ class Ingest:
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"
         seconds = min(seconds, answer_seconds or seconds)
-        outcome = self._request("POST", url, token, headers=headers, body=body, seconds=seconds)
+        outcome = self._request(
+            "POST", url, token, headers=headers, body=body, seconds=seconds, on_connected=on_connected
+        )
         return outcome, content.digest.hex()
 
     def deadline_passed(self) -> Outcome:
@@ -198,6 +201,7 @@ class Ingest:
         success: tuple[int, ...] | None = None,
         no_page: bool = False,
         seconds: float | None = None,
+        on_connected: Callable[[], None] = lambda: None,
     ) -> Outcome:
         request = Request(
             method,
@@ -206,6 +210,7 @@ class Ingest:
             body,
             CONNECT_SECONDS,
             seconds or self._settings.attempt_seconds,
+            on_connected,
         )
         self._line.forget()
         try:

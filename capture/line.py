@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import termios
+import weakref
 
 # Who acknowledged anything within this time is there.
 LIVING_SECONDS = 15.0
@@ -16,32 +17,35 @@ _DROP = struct.pack("ii", 1, 0)
 
 
 class Connection:
-    """The socket of a client's connection: it stays the client's, and is looked at, or shut."""
+    """The sockets of a client: they stay the client's, and are looked at, or shut."""
 
     def __init__(self) -> None:
-        self._socket: socket.socket | None = None
-        self._open: list[socket.socket] = []
+        self._used: socket.socket | None = None
+        # Weak: one that the client lost, where a time limit came between two steps, is closed with its end.
+        self._open: list[weakref.ref[socket.socket]] = []
         self.was_slow = False
         self.is_cut = False
 
-    def is_now(self, found: socket.socket | None) -> None:
-        """Note that the client has a new one."""
-        self._socket = found
-        self._open = [each for each in self._open if each.fileno() >= 0]
-        if found is not None:
-            self._open.append(found)
-            if self.is_cut:
-                _shut(found)
+    def is_new(self, found: socket.socket) -> None:
+        """Note that the client has a new one, and uses it."""
+        self._open = [each for each in self._open if (there := each()) is not None and there.fileno() >= 0]
+        self._open.append(weakref.ref(found))
+        self.is_used(found)
+        if self.is_cut:
+            _shut(found)
+
+    def is_used(self, found: socket.socket) -> None:
+        """Note which one the client uses now."""
+        self._used = found
 
     def cut(self) -> None:
         """Shut it, and each that comes: who reads or writes it, in whatever thread, sees it end."""
-        if self._socket is not None:
-            self.was_slow = is_slow(
-                self._socket
-            )  # as long as it says so: its end, too, has to be acknowledged
+        if self._used is not None:  # as long as it says so: its end, too, has to be acknowledged
+            self.was_slow = is_slow(self._used)
         self.is_cut = True
         for each in self._open.copy():
-            _shut(each)
+            if (found := each()) is not None:
+                _shut(found)
 
     def forget(self) -> None:
         """Begin an attempt."""
@@ -53,11 +57,11 @@ class Connection:
         Otherwise the kernel would go on sending what is left of a vain attempt, in the way of the next one:
         on a slow line that can be a minute's worth.
         """
-        if self._socket is not None:
+        if self._used is not None:
             if not self.is_cut:
-                self.was_slow = is_slow(self._socket)
+                self.was_slow = is_slow(self._used)
             with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
+                self._used.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
 
 
 def is_slow(connection: socket.socket) -> bool:

@@ -47,6 +47,7 @@ class Batch:
         self._under_way: set[str] = set()
         self._failed: set[str] = set()
         self._has_left = False
+        self._is_whole = True  # no new segment ended it
         self._turn: str | None = None
         self._ask_at = -math.inf  # before the second one in any case
         self.has_lane = False
@@ -59,6 +60,7 @@ class Batch:
         until = time.monotonic() + BATCH_SECONDS
         for number, debt in enumerate(self._debts):
             if number and (time.monotonic() >= until or self._must_make_way()):
+                self._is_whole = time.monotonic() >= until
                 return
             self._turn = debt.camera
             self._begun.add(debt.key)
@@ -107,6 +109,11 @@ class Batch:
             self._has_left = True
             self._worker.recover_soon()
 
+    def _next_size(self) -> int | None:
+        if not (self.delivered and self._is_whole):
+            return None
+        return next_size(self._remembered.size, held=len(self._debts), delivered=self.delivered)
+
     def __enter__(self) -> Self:
         with suppress(OSError):  # one lane then, as without any knowledge
             self._remembered = self._worker.memory.load()
@@ -127,14 +134,16 @@ class Batch:
         done, turn = self._keys - self._failed, self._turn
         if self._has_left:  # others have had turns since, and may be at what this one did not get to
             done, turn = done & self._begun, None
-        self._worker.memory.conclude(
-            done=done,
-            failed=self._failed,
-            window=window,
-            turn=turn,
-            size=next_size(self._remembered.size, held=len(self._debts), delivered=self.delivered),
-            line=None if self._has_left else self._worker.sender.learnt,
-        )
-        self._lane.close()
+        try:
+            self._worker.memory.conclude(
+                done=done,
+                failed=self._failed,
+                window=window,
+                turn=turn,
+                size=self._next_size(),
+                line=self._worker.sender.learnt if self.delivered and not self._has_left else None,
+            )
+        finally:
+            self._lane.close()
         if self.delivered and not self._has_left:
             self._worker.recover_soon()

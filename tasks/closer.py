@@ -16,22 +16,26 @@ class Closer:
     """Closes files in a thread of its own, which begins with the first. One for each process."""
 
     def __init__(self) -> None:
-        self._files: queue.Queue[BinaryIO] = queue.Queue(MOST)
+        # Of the two kinds of queue the one that a time limit cannot leave locked.
+        self._files: queue.SimpleQueue[BinaryIO] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def close(self, file: BinaryIO) -> None:
         """Have a file closed soon, or close it."""
-        try:
-            self._begin()
-            self._files.put_nowait(file)
-        except (queue.Full, RuntimeError):  # no room; no thread
+        if self._files.qsize() < MOST and self._has_begun():
+            self._files.put(file)
+        else:
             file.close()
 
-    def _begin(self) -> None:
+    def _has_begun(self) -> bool:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="closer", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the system has none left
+                return False
             self._thread = thread
+        return True
 
     def _run(self) -> None:
         while True:

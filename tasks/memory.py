@@ -211,7 +211,7 @@ def _line(text: bytes, *, now: float) -> Learnt | None:
     with suppress(ValueError, TypeError, OverflowError, RecursionError):
         at, rate, is_new, size, took = json.loads(text)
         if 0 <= now - at < LINE_SECONDS:
-            return Learnt(float(rate), is_new is True, float(size), float(took))
+            return Learnt(rate, is_new is True, size, took)
     return None
 
 

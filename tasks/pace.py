@@ -25,7 +25,8 @@ LEAST = 0.85  # of the rate, from one round to the next
 MOST_ALONE = 3.0  # times what one takes alone: so long may new video delay the next one ...
 MOST_SECONDS = 2.0  # ... and no longer than this: a batch that waits holds its process
 LARGEST_RATE = 1e10
-LARGEST = 1e15  # bytes or seconds that can be meant
+# What can have been learnt: bytes per second, bytes, seconds.
+RATES, SIZES, TIMES = (100.0, LARGEST_RATE), (1.0, 1e9), (0.001, 600.0)
 KEPT = 64  # rounds whose quickest answers are known: a line can change
 
 
@@ -53,8 +54,9 @@ class Learnt:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what no process can have learnt: it comes from the broker."""
-        if not (0 < self.rate <= LARGEST_RATE and 0 < self.size < LARGEST and 0 < self.took < LARGEST):
-            raise ValueError("not of a line")
+        for found, (least, most) in ((self.rate, RATES), (self.size, SIZES), (self.took, TIMES)):
+            if isinstance(found, bool) or not least <= found <= most:
+                raise ValueError("not of a line")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ class Pace:
         if not self._rate or self._last is None:
             return None
         size = self._last.size
-        return Learnt(self._rate, self._is_new, size, self._alone(size))
+        try:
+            return Learnt(self._rate, self._is_new, size, self._alone(size))
+        except ValueError:  # a line that nobody has
+            return None
 
     def adopt(self, learnt: Learnt) -> None:
         """Begin from what another process has learnt: later than what is known here, if anything is."""
@@ -98,7 +103,7 @@ class Pace:
             return
         self._rate, self._is_new = learnt.rate, learnt.is_new
         if not (self._quickest or self._round):
-            upload = Upload(max(1, round(learnt.size)), 0.0, 0.0, was_paced=False)
+            upload = Upload(round(learnt.size), 0.0, 0.0, was_paced=False)
             self._quickest.append(_Answer(upload, learnt.took, 0.0))
 
     @property
@@ -131,8 +136,12 @@ class Pace:
         self._under_way.clear()
 
     def gone(self, upload: Upload) -> None:
-        """Note that one ended without an answer."""
+        """Note that one ended without an answer: the others need not wait for it to pass."""
         self._under_way.remove(upload)
+        if not self._under_way:
+            self._free = 0.0
+        elif self._rate:
+            self._free -= upload.size / self._rate
 
     def answered(self, upload: Upload, *, took: float, waited: float) -> None:
         """Note an answer, so many seconds after the body began to leave, and after it had left."""
@@ -184,7 +193,7 @@ class Pace:
             self._is_new = False
             self._rate *= max(LEAST, SLOWER * math.sqrt(QUEUED / ratio))
         elif ratio <= ALONE and not self._is_new and all(each.upload.was_paced for each in answers):
-            self._rate *= FASTER
+            self._rate = min(self._rate * FASTER, LARGEST_RATE)
 
     def _forget(self) -> None:
         """What was known was of another line."""

@@ -31,6 +31,9 @@ from tasks.pace import MOST, MOST_ALONE, Learnt, Pace, Upload
 UNSENT_BYTES = 16 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of them together: each may keep its segment in memory
 MOST_HELD_SECONDS = 4.0  # servers give up on a body that stands still
+# That still connect: they fill most of a long line, and no more go in vain to a cloud that does not answer.
+MOST_COMING = 3
+TURN_SECONDS = 0.1  # between two looks at whether the batch is over
 LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
 
 Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
@@ -61,6 +64,8 @@ class _Exchange:
     ingest: Ingest
     wake: "queue.SimpleQueue[None] | None" = None  # of the thread of the task, where that is another
     hold: "Hold | None" = None
+    turnstile: "threading.Lock | None" = None  # bodies of one batch leave one after the other
+    has_turn: bool = False
     begun_at: float | None = None  # when its body began to leave
     result: Sent | Exception | None = None
     left_at: float | None = None  # when its body had left, in monotonic seconds
@@ -80,6 +85,7 @@ class _Exchange:
                 answer_seconds=request.answer_seconds,
                 is_live=request.is_live,
                 hold=self._hold if self.hold else None,
+                on_connected=self._await_turn,
                 on_begin=self._note_begin,
                 on_sent=self._note_sent,
             )
@@ -90,6 +96,7 @@ class _Exchange:
         except Exception as error:  # noqa: BLE001 - the attempt gets it, in the thread of the task
             self.result = error
         finally:
+            self._end_turn()
             self.is_done = True
             self._tell()
 
@@ -108,11 +115,22 @@ class _Exchange:
         assert self.hold is not None  # noqa: S101 - asked for no other
         return 0.0 if self.ingest.is_cut else self.hold.seconds()
 
+    def _await_turn(self) -> None:
+        """Wait until no other body leaves: several may have connected meanwhile."""
+        while self.turnstile is not None and not self.has_turn and not self.ingest.is_cut:
+            self.has_turn = self.turnstile.acquire(timeout=TURN_SECONDS)
+
+    def _end_turn(self) -> None:
+        if self.turnstile is not None and self.has_turn:
+            self.has_turn = False
+            self.turnstile.release()
+
     def _note_begin(self) -> None:
-        self.begun_at = time.monotonic()
+        self.begun_at, self.left_at = time.monotonic(), None
 
     def _note_sent(self) -> None:
         self.left_at = time.monotonic()
+        self._end_turn()
         self._tell()
 
     def _tell(self) -> None:
@@ -120,8 +138,12 @@ class _Exchange:
             self.wake.put(None)
 
     @property
+    def is_coming(self) -> bool:
+        """Whether it still connects, or waits for its turn."""
+        return self.begun_at is None and not self.is_done
+
+    @property
     def is_leaving(self) -> bool:
-        """Whether its body has the line; one that still connects leaves that to others."""
         return self.begun_at is not None and self.left_at is None and not self.is_done
 
     def conclude(self) -> Outcome | str:
@@ -172,6 +194,7 @@ class Sender:
         self._others: list[Ingest] = []
         self._pace = Pace()
         self._running: list[_Exchange] = []
+        self._turnstile = threading.Lock()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     @property
@@ -223,6 +246,7 @@ class Sender:
             for debt in debts:
                 self._begin(debt, begin(debt), note)
                 self._land(note, while_=lambda: not self._has_room())
+            self._land(note, while_=lambda: any(each.is_coming or each.is_leaving for each in self._running))
             on_last()
             self._land(note, while_=lambda: bool(self._running))
         except Exception as error:  # what others have delivered is to be written down all the same
@@ -263,7 +287,7 @@ class Sender:
         except ConfigError:
             return False
         hold = Hold(self._live, self._pace.rate, request.claim.size)
-        exchange = _Exchange(debt, steps, request, ingest, self._wake, hold)
+        exchange = _Exchange(debt, steps, request, ingest, self._wake, hold, self._turnstile)
         self._running.append(exchange)  # first: the time limit can pass at any moment
         try:
             threading.Thread(target=exchange.run_in_thread, name="upload", daemon=True).start()
@@ -283,6 +307,7 @@ class Sender:
         return (
             time.monotonic() >= self._pace.next_at
             and not any(exchange.is_leaving for exchange in running)
+            and sum(exchange.is_coming for exchange in running) < MOST_COMING
             and len(running) < MOST
             and sum(exchange.request.claim.size for exchange in running) < MOST_BYTES
         )

@@ -99,16 +99,16 @@ def write_open(session, sequence, content=PACKETS):
     (session.open_directory / open_name(sequence)).write_bytes(content)
 
 
-def close_segments(session, count):
+def close_segments(session, count, content=PACKETS):
     for number in range(1, count + 1):
-        write_open(session, number)
+        write_open(session, number, content)
         session.close_segment(number, BEGUN + timedelta(seconds=10 * number), 10.0)
 
 
-def past_session(spool, camera="gate", *, owes=0, begun=BEGUN, age=HOUR, registered=True):
+def past_session(spool, camera="gate", *, owes=0, begun=BEGUN, age=HOUR, registered=True, content=PACKETS):
     """Leave a session that ended `age` seconds ago; return its name."""
     with new_session(spool, camera, begun=begun) as session:
-        close_segments(session, owes)
+        close_segments(session, owes, content)
         session.end()
         if registered:
             write_json(session.path / REGISTERED_NOTE, {})

@@ -1,9 +1,11 @@
 """The HTTP client against peers that do what a real one may, and what no real one should."""
 
+import gc
 import socket
 import ssl
 import threading
 import time
+import weakref
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -115,6 +117,30 @@ def test_a_connection_is_not_used_again_where_that_is_not_safe(client, answer):
         assert len(accepted) == 2
 
 
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(client):
+    unasked, said = threading.Event(), threading.Event()
+
+    def script(connection, reader):
+        says(NO_CONTENT)(connection, reader)
+        unasked.wait(10)
+        connection.sendall(NO_CONTENT)
+        said.set()
+        reader.read()
+
+    with peer(script, says(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")) as (url, accepted):
+        client.exchange(get(url))
+        unasked.set()
+        assert said.wait(10)
+        assert client.exchange(get(url)).status == 503
+        assert len(accepted) == 2
+
+
+def test_a_long_head_is_read_as_long_as_it_is_bounded(client):
+    answer = b"HTTP/1.1 204 No\r\n" + b"X: " + b"y" * 40_000 + b"\r\n\r\n"
+    with peer(says(answer)) as (url, _):
+        assert client.exchange(get(url)).status == 204
+
+
 def test_of_headers_that_are_there_twice_the_first_counts(client):
     answer = b"HTTP/1.1 204 No\r\nRETRY-after: 7\r\nRetry-After: 9\r\nX: \xe9\r\n\r\n"
     with peer(says(answer)) as (url, _):
@@ -128,7 +154,7 @@ def test_of_headers_that_are_there_twice_the_first_counts(client):
         b"HTTP/1.1 204",
         b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
         b"HTTP/1.1 204 No\r\nBad header\r\n\r\n",
-        b"HTTP/1.1 204 No\r\nX: " + b"y" * 100_000,
+        b"HTTP/1.1 204 No\r\nX: " + b"y" * 200_000,
         b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -203,6 +229,45 @@ def test_a_refusal_before_the_end_of_the_body_is_heard_though_the_connection_bre
         assert client._kept == {}
 
 
+def test_a_success_for_what_was_not_all_sent_is_none(client):
+    def script(connection, reader):
+        head_of(reader)
+        connection.sendall(NO_CONTENT)
+        connection.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+
+    with (
+        peer(script) as (url, _),
+        pytest.raises(ExchangeError, match="the connection broke while sending"),
+    ):
+        client.exchange(post(url, LARGE))
+
+
+def test_a_broken_upload_leaves_nothing_of_its_body_behind(client):
+    class Body:
+        def __iter__(self):
+            yield LARGE
+
+    body = Body()
+    gone = weakref.ref(body)
+
+    def script(connection, reader):
+        head_of(reader)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    headers = {"Content-Length": str(len(LARGE))}
+    with peer(script) as (url, _):
+        request = Request("POST", Place.of(url), headers, lambda body=body: iter(body), 5.0, 5.0)
+        gc.disable()
+        try:
+            with suppress(ExchangeError):
+                client.exchange(request)
+            del request, body
+            assert gone() is None
+        finally:
+            gc.enable()
+
+
 def test_a_connection_that_breaks_while_the_body_leaves_says_so(client):
     def script(connection, reader):
         head_of(reader)
@@ -226,12 +291,19 @@ def test_what_the_body_raises_comes_out_as_it_is(client, error):
         yield b"x"
         raise error
 
-    with peer(lambda _, reader: reader.read()) as (url, _):
+    ended = threading.Event()
+
+    def script(_, reader):
+        with suppress(OSError):  # its end is a reset
+            reader.read()
+        ended.set()
+
+    with peer(script) as (url, _):
         request = Request("POST", Place.of(url), {"Content-Length": "9"}, body, 5.0, 5.0)
         with pytest.raises(type(error)) as found:
             client.exchange(request)
         assert found.value is error
-        assert client._kept == {}
+        assert ended.wait(5), "the connection is still open"
 
 
 def test_a_kept_connection_that_is_old_is_not_used(client, monkeypatch):
@@ -260,6 +332,39 @@ def test_few_connections_are_kept(client):
 def test_where_nobody_is_words_say_so(client, url, words):
     with pytest.raises(ExchangeError, match=f"^{words}"):
         client.exchange(get(url))
+
+
+def test_a_handshake_can_be_cut():
+    line, done = Connection(), threading.Event()
+    client = Client(ssl.create_default_context(), options=(), line=line)
+    with peer(lambda *_: done.wait(10)) as (url, _):
+        threading.Timer(0.3, line.cut).start()
+        began = time.monotonic()
+        with pytest.raises(ExchangeError, match="no TLS"):
+            client.exchange(get(url.replace("http:", "https:")))
+        assert time.monotonic() - began < 4
+        with pytest.raises(ExchangeError, match="it was cut"):
+            client.exchange(get(url))
+        done.set()
+
+
+def test_of_two_kept_connections_the_one_in_use_is_given_up(client):
+    done = threading.Event()
+
+    def script(connection, reader):
+        says(NO_CONTENT)(connection, reader)
+        head_of(reader)
+        done.wait(10)
+
+    with peer(script) as (a, _), peer(says(NO_CONTENT)) as (b, _):
+        for url in (a, b):
+            client.exchange(get(url))
+        other = client._kept[Place.of(b).peer].socket
+        with pytest.raises(ExchangeError, match="nothing could be sent"):
+            client.exchange(post(a, LARGE, seconds=0.3))
+        assert client._line.was_slow
+        assert other.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER) == 0
+        done.set()
 
 
 def test_a_peer_that_speaks_no_tls_is_told_and_one_that_says_nothing_has_its_time(client):

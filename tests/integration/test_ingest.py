@@ -361,7 +361,7 @@ def test_after_a_time_limit_fired_in_it_the_client_goes_on_with_another_connecti
         ingest = client(sink.url)
         with pytest.raises(_LimitError):
             ingest.send_segment(claimed, "T")
-        assert ingest._client._kept == {}
+        assert ingest._line._used.fileno() < 0
     finally:
         signal.signal(signal.SIGUSR1, before)
     sink.faults.clear()
@@ -373,7 +373,7 @@ def test_a_certificate_nobody_vouches_for_is_refused_unless_its_authority_is_giv
     made = subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *("-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-days", "2", "-subj", "/CN=camera", "-addext", "subjectAltName=IP:127.0.0.1"),
             *("-keyout", str(key), "-out", str(cert)),
         ],
         capture_output=True,
@@ -389,6 +389,11 @@ def test_a_certificate_nobody_vouches_for_is_refused_unless_its_authority_is_giv
         settings = IngestSettings(url=server.url, ca_file=cert)
         _clients.append(Ingest(settings))
         assert _clients[-1].send_segment(claimed, "T")[0].kind is Kind.OK
+        elsewhere = IngestSettings(url=server.url.replace("127.0.0.1", "localhost"), ca_file=cert)
+        _clients.append(Ingest(elsewhere))
+        refused, _ = _clients[-1].send_segment(claimed, "T")
+        assert refused.kind is Kind.TRANSIENT
+        assert "the certificate is refused: Hostname mismatch" in refused.reason
 
 
 def test_a_file_that_holds_no_certificates_is_one_message(tmp_path):

@@ -1,6 +1,7 @@
 """Uploads of a batch over a long line: their waits overlap, and nothing of them outlives the batch."""
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -13,17 +14,22 @@ from capture.body import HELD_PIECE
 from capture.claim import claim
 from capture.errors import ConfigError
 from capture.handoff import BACKLOG, LIVE, RECOVER
-from capture.http1 import Client
+from capture.http1 import Client, ExchangeError
 from capture.ingest import Ingest
+from capture.limiter import Limiter
 from capture.live_bytes import LiveBytes
 from capture.settings import IngestSettings
 from capture.sink import Fault, Sink
 from capture.spool import Debt
+from capture.timetable import parse_timetable
+from tasks.batch import Batch
 from tasks.celery import RefusedByCloudError
-from tasks.pace import MOST, ROUND
+from tasks.memory import SMALLEST_BATCH
+from tasks.pace import MOST, ROUND, Learnt
+from tasks.sending import MOST_COMING
 from tasks.upload import upload_batch, upload_segment
 from tasks.worker import this_worker
-from tests.integration.conftest import TOKEN, events, messages, past_session
+from tests.integration.conftest import PACKETS, TOKEN, events, messages, past_session
 
 pytestmark = pytest.mark.usefixtures("in_worker")
 
@@ -118,21 +124,106 @@ def test_uploads_that_overlap_take_less_than_a_round_trip_each(spool, sink, wide
     assert len(sink.arrived()) == 4 * WIDE
 
 
-def test_one_that_connects_holds_up_no_other(spool, sink, wide, monkeypatch):
-    """Over a long line that takes two round trips or three: the body of another could leave meanwhile."""
-    others = threading.Barrier(3, timeout=10.0)
-    connecting = iter(range(3))
+@contextlib.contextmanager
+def slow_to_connect(monkeypatch, parties):
+    """The first clients connect only when so many do; yields the barrier."""
+    together = threading.Barrier(parties, timeout=10.0)
+    first = iter(range(parties))
     real = Client._connect
 
     def connect(self, request):
-        if next(connecting, None) is not None:
-            others.wait()
+        if next(first, None) is not None:
+            together.wait()
         return real(self, request)
 
     monkeypatch.setattr(Client, "_connect", connect)
-    name = past_session(spool, owes=5)
-    assert upload_batch(pairs(spool, name)) == "sent 5 of 5"
-    assert not others.broken
+    yield together
+
+
+def bodies(monkeypatch):
+    """Returns when each body began and had left, as they come."""
+    found = []
+    real = Ingest.send_segment
+
+    def send(self, claim, token, *, on_begin, on_sent, **options):
+        at = []
+
+        def begin():
+            at.append(time.monotonic())
+            on_begin()
+
+        def sent():
+            at.append(time.monotonic())
+            found.append(tuple(at))
+            on_sent()
+
+        return real(self, claim, token, on_begin=begin, on_sent=sent, **options)
+
+    monkeypatch.setattr(Ingest, "send_segment", send)
+    return found
+
+
+def test_one_that_connects_holds_up_no_other(spool, sink, wide, monkeypatch):
+    """Over a long line that takes two round trips or three: the body of another could leave meanwhile."""
+    with slow_to_connect(monkeypatch, MOST_COMING) as together:
+        name = past_session(spool, owes=5)
+        assert upload_batch(pairs(spool, name)) == "sent 5 of 5"
+        assert not together.broken
+
+
+def test_the_bodies_of_those_that_connected_together_leave_one_after_the_other(
+    spool, sink, wide, monkeypatch
+):
+    slow = IngestSettings(url=sink.url, max_rate="400kbit")
+    limit = Limiter(spool.state, parse_timetable(slow.max_rate))
+    monkeypatch.setattr(wide.sender, "_make", lambda _: Ingest(slow, limit=limit))
+    times, last = bodies(monkeypatch), []
+    monkeypatch.setattr(Batch, "leave_lane", lambda _: last.append(time.monotonic()))
+    with slow_to_connect(monkeypatch, MOST_COMING):
+        name = past_session(spool, owes=6, content=PACKETS * 13)
+        assert upload_batch(pairs(spool, name)) == "sent 6 of 6"
+    times.sort()
+    assert len(times) == 6
+    assert all(sent <= begin for (_, sent), (begin, _) in itertools.pairwise(times))
+    assert last[0] >= times[-1][1]
+
+
+def test_few_knock_in_vain_where_the_cloud_takes_no_connection(spool, sink, wide, monkeypatch):
+    connecting, most = [], []
+
+    def hang(_, request):
+        connecting.append(request)
+        most.append(len(connecting))
+        time.sleep(0.5)
+        connecting.pop()
+        raise ExchangeError("no connection within 0.5 s", timed_out=True)
+
+    monkeypatch.setattr(Client, "_connect", hang)
+    name = past_session(spool, owes=12)
+    assert upload_batch(pairs(spool, name)) == "sent 0 of 12"
+    assert max(most) <= MOST_COMING
+
+
+def test_a_batch_takes_over_what_others_learnt_and_leaves_what_it_learnt(spool, sink):
+    worker = this_worker()
+    name = past_session(spool, owes=SMALLEST_BATCH)
+    learnt = Learnt(3e5, is_new=False, size=564, took=RTT)
+    worker.memory.conclude(done=[], failed=[], window=None, line=learnt)
+    upload_batch(pairs(spool, name))
+    assert spool.segments(name) == []
+    remembered = worker.memory.load()
+    assert remembered.line is not None
+    assert not remembered.line.is_new  # what this process would begin with
+    assert remembered.size == 2 * SMALLEST_BATCH
+
+
+def test_a_batch_that_sent_nothing_changes_no_size_and_tells_of_no_line(spool, sink, wide):
+    wide.memory.conclude(done=[], failed=[], window=None, size=200)
+    sink.faults.add(Fault("status", status=503))
+    name = past_session(spool, owes=1)
+    upload_batch(pairs(spool, name))
+    remembered = wide.memory.load()
+    assert (remembered.size, remembered.line) == (200, None)
 
 
 def test_on_a_short_line_one_goes_after_the_other(spool, sink, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def test_a_connection_knows_for_how_long_it_may_be_silent(spool, sink):
     ):
         ingest = Ingest(settings)
         assert ingest.send_segment(found, "T")[0].kind is Kind.OK
-        kept = ingest._line._socket
+        kept = ingest._line._used
         assert kept.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == pytest.approx(
             silent_seconds(settings) * 1000, abs=1
         )

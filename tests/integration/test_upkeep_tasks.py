@@ -200,8 +200,10 @@ def test_what_a_host_learnt_of_its_line_is_there_for_its_next_batch(spool, broke
     [
         "", "x", "null", "{}", "[]", "[1,2,3]", "[NaN,1,true,1,1]", '["now",1,true,1,1]',
         "[NOW,0,true,1,1]", "[NOW,-1,true,1,1]", "[NOW,NaN,true,1,1]", "[NOW,Infinity,true,1,1]",
-        "[NOW,1,true,0,1]", "[NOW,1,true,1,-1]", "[NOW,1,true,[],1]", "[NOW,1,true,1,1e99]",
-        "[OLD,1,true,1,1]", "[LATER,1,true,1,1]", "[" * 5000, "[NOW," + "9" * 5000 + ",true,1,1]",
+        "[NOW,1000,true,0,1]", "[NOW,1000,true,1,-1]", "[NOW,1000,true,[],1]", "[NOW,1000,true,1,1e99]",
+        "[OLD,1000,true,1,1]", "[LATER,1000,true,1,1]", "[NOW,true,true,1,1]", "[NOW,1000,true,true,1]",
+        "[NOW,1e-320,true,1,1]", "[NOW,1,true,1,1]", "[NOW,1e10,false,1e14,1]", "[NOW,1e10,false,1e6,1e-9]",
+        "[NOW,1000,true,1,true]", "[NOW,2e10,true,1,1]", "[" * 5000, "[NOW," + "9" * 5000 + ",true,1,1]",
     ],
     ids=lambda said: said[:30],
 )  # fmt: skip

@@ -1,11 +1,14 @@
 """Uploads as a worker runs them: lanes for the backlog, way for new segments, probes of a dead cloud."""
 
 import contextlib
+import errno
+from pathlib import Path
 
 import pytest
 
 import tasks.batch
 import tasks.upload
+from capture.claim import claim
 from capture.gate import PATIENT_PROBE_EVERY
 from capture.handoff import BACKLOG, END_SESSION, LIVE, RECOVER
 from capture.narrow import Narrow
@@ -13,6 +16,7 @@ from capture.outcome import Kind, Outcome
 from capture.sink import Fault
 from capture.spool import Debt, write_json
 from tasks.celery import TransientError
+from tasks.memory import LARGEST_BATCH
 from tasks.upload import upload_batch, upload_segment
 from tasks.worker import this_worker
 from tests.integration.conftest import messages, past_session, spool_time
@@ -28,6 +32,14 @@ def arrived(sink):
     return [receipt.sequence for receipt in sink.receipts()]
 
 
+def is_free(spool, name):
+    found = claim(spool, name, spool.segments(name)[0])
+    if found is None:
+        return False
+    with found:
+        return True
+
+
 @contextlib.contextmanager
 def taken_from(queue, retries=0):
     """Run the task as if its message had come from this queue."""
@@ -36,6 +48,42 @@ def taken_from(queue, retries=0):
         yield
     finally:
         upload_segment.pop_request()
+
+
+def test_the_file_of_what_was_sent_is_closed_beside_the_next_upload_and_no_other(spool, sink, monkeypatch):
+    closed = []
+    monkeypatch.setattr(this_worker().closer, "close", lambda file: closed.append(file) or file.close())
+    name = past_session(spool, owes=2)
+    upload_segment(*pairs(spool, name)[0])
+    assert len(closed) == 1
+    sink.faults.add(Fault("status", status=503))
+    with pytest.raises(TransientError):
+        upload_segment(*pairs(spool, name)[0])
+    assert len(closed) == 1  # the lock of what is owed is free at once
+    assert is_free(spool, name)
+
+
+def test_one_that_cannot_be_removed_is_free_for_the_next_at_once(spool, sink, monkeypatch):
+    closed = []
+    monkeypatch.setattr(this_worker().closer, "close", closed.append)
+    name = past_session(spool, owes=1)
+
+    def refuse(_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", refuse)
+        assert upload_segment(*pairs(spool, name)[0]).startswith("owed")
+    assert closed == []
+    assert is_free(spool, name)
+
+
+@pytest.mark.parametrize(("count", "is_taken"), [(LARGEST_BATCH, True), (LARGEST_BATCH + 1, False)])
+def test_a_batch_is_as_large_as_recover_sends_it_and_no_larger(spool, sink, count, is_taken):
+    name = past_session(spool, owes=1)
+    (pair,) = pairs(spool, name)
+    said = upload_batch([pair] * count)
+    assert said.startswith("sent 1 of" if is_taken else "refused")
 
 
 # --- a slow line -----------------------------------------------------------------------------------

@@ -23,7 +23,17 @@ def test_a_url_is_read_as_everybody_reads_it(url, place):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "x", "ftp://a/", "http:///x", "http://a:99999/", "http://[::1/", "http://ü" + "x" * 70 + "/"]
+    "url",
+    [
+        "",
+        "x",
+        "ftp://a/",
+        "http:///x",
+        "http://a:99999/",
+        "http://[::1/",
+        "http://ü" + "x" * 70 + "/",
+        "https://straße.test/",
+    ],
 )
 def test_what_leads_nowhere_is_a_value_error(url):
     with pytest.raises(ValueError, match=r"."):

@@ -119,6 +119,21 @@ def test_what_is_adopted_is_found_wrong():
         assert pace.rate == pytest.approx(RATE, rel=0.35), wrong
 
 
+def test_one_that_fails_leaves_the_line_to_the_next_at_once():
+    pace = Pace()
+    pace.adopt(Learnt(20_000, is_new=False, size=200_000, took=10.0))
+    pace.gone(pace.begin(5.0, 2_000_000))
+    assert pace.next_at <= 5.0
+
+
+def test_a_line_that_is_faster_than_any_is_not_told_of():
+    pace = Pace()
+    for number in range(20 * ROUND):
+        pace.answered(pace.begin(number * 10.0, 10**9), took=0.1, waited=0.1)
+    assert pace.rate <= 1e10
+    assert pace.learnt is None or pace.learnt.rate <= 1e10
+
+
 def test_nothing_is_adopted_in_the_middle_or_where_uploads_do_not_overlap():
     learnt = _that_knows(took=1.0, size=1000).learnt
     for pace in (Pace(), _that_knows(took=0.002, size=1000, waited=0.001)):
