@@ -25,7 +25,7 @@ from tasks.batch import BATCH_SECONDS
 from tasks.celery import RelayTask, app
 from tasks.memory import Remembered
 from tasks.tokens import Tokens
-from tasks.worker import NOT_MOUNTED, Worker, this_worker
+from tasks.worker import Worker, this_worker
 
 SOON = 2.0  # seconds
 ROUND_SECONDS = 0.5  # a round is nearly always shorter
@@ -43,13 +43,13 @@ def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT0
     having a message.
     """
     worker = this_worker()
-    if not worker.is_mounted():
-        return NOT_MOUNTED
+    return worker.while_mounted(lambda: _recover(worker, going=going is True, afresh=afresh is True))
+
+
+def _recover(worker: Worker, *, going: bool, afresh: bool) -> str:
     # A lane is free where something is going: that must not wait for beat because two ask at once.
-    with exclusive(worker.spool.state / "recover.lock", wait=ROUND_SECONDS if going is True else 0.0) as mine:
-        if not mine:
-            return "another worker is at it"
-        return _round(worker, going=going is True, afresh=afresh is True)
+    with exclusive(worker.spool.state / "recover.lock", wait=ROUND_SECONDS if going else 0.0) as mine:
+        return _round(worker, going=going, afresh=afresh) if mine else "another worker is at it"
 
 
 def _round(worker: Worker, *, going: bool, afresh: bool) -> str:

@@ -26,7 +26,7 @@ from capture.upkeep import (
 )
 from tasks.celery import RefusedByCloudError, RelayTask, TransientError, app
 from tasks.seldom import ADVICE, seldom
-from tasks.worker import NOT_MOUNTED, Worker, this_worker
+from tasks.worker import Worker, this_worker
 
 TELLING_LOCK = ".telling.lock"
 _CONFLICT = 409
@@ -101,17 +101,15 @@ def _note(worker: Worker, name: SessionName, file: str, answer: str, *, rejected
 
 
 def _tell(worker: Worker, name: SessionName, file: str, request: Callable[[str], Outcome]) -> str:
-    try:
+    def tell() -> str:
         with exclusive(worker.spool.session_path(name) / TELLING_LOCK) as mine:
             if not mine:
                 return "another worker is at it"
             if is_told(worker.spool, name, file):
                 return "the cloud knows"
             return _ask(worker, name, file, request)
-    except OSError:
-        if worker.is_mounted():
-            raise
-        return NOT_MOUNTED  # it went meanwhile; recover tells the cloud when it is back
+
+    return worker.while_mounted(tell)  # recover tells the cloud when it is back
 
 
 def _ask(worker: Worker, name: SessionName, file: str, request: Callable[[str], Outcome]) -> str:

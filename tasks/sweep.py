@@ -6,7 +6,7 @@ from capture.handoff import SWEEP
 from capture.upkeep import drop_expired
 from capture.upkeep import sweep as sweep_spool
 from tasks.celery import RelayTask, app
-from tasks.worker import NOT_MOUNTED, this_worker
+from tasks.worker import Worker, this_worker
 
 log = structlog.get_logger()
 
@@ -15,8 +15,10 @@ log = structlog.get_logger()
 def sweep() -> str:
     """Remove what is over; say how much."""
     worker = this_worker()
-    if not worker.is_mounted():
-        return NOT_MOUNTED
+    return worker.while_mounted(lambda: _sweep(worker))
+
+
+def _sweep(worker: Worker) -> str:
     limits = worker.settings.spool
     if limits.retention is not None and (count := drop_expired(worker.spool, limits.retention)):
         log.error("segments_dropped", count=count, limit="spool.retention")

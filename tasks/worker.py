@@ -7,6 +7,7 @@ connection with its siblings and mix their bodies.
 import os
 import ssl
 import time
+from collections.abc import Callable
 
 import structlog
 from celery import Celery
@@ -84,6 +85,17 @@ class Worker:
             log.info("spool_mounted_again")
         self._is_mounted = True
         return True
+
+    def while_mounted(self, act: Callable[[], str]) -> str:
+        """Return what comes of it, or NOT_MOUNTED where the spool is away, or goes meanwhile."""
+        if not self.is_mounted():
+            return NOT_MOUNTED
+        try:
+            return act()
+        except OSError:
+            if self.is_mounted():
+                raise
+            return NOT_MOUNTED
 
     def report(self, outcome: Outcome, token: str, camera: str, *, is_probe: bool = True) -> None:
         """Tell the gate of an attempt for a camera, and everybody of what that changed."""

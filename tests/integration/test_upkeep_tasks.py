@@ -1,6 +1,7 @@
 """`recover` and `sweep` on real spool directories, with a real broker to publish to."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from datetime import timedelta
@@ -8,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 import tasks.recover
+import tasks.sweep
 import tasks.worker
 from capture.claim import claim
 from capture.handoff import BACKLOG, END_SESSION, LIVE, REGISTER_CAMERA, UPLOAD_BATCH, UPLOAD_SEGMENT
@@ -110,6 +112,27 @@ def test_nothing_is_swept_where_the_mount_is_gone(spool):
     (spool.root / MARKER).unlink()
     assert sweep() == recover() == "the spool is not mounted"
     assert spool.sessions() == [name]
+
+
+def test_a_mount_that_goes_in_the_middle_of_a_round_is_no_error_and_a_disk_that_fails_is_one(
+    spool, monkeypatch
+):
+    worker = tasks.worker.this_worker()
+
+    def fails(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def goes(*_, **__):
+        (spool.root / MARKER).rename(spool.root / "away")
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    for task, module, name in ((sweep, tasks.sweep, "sweep_spool"), (recover, worker.lanes, "busy")):
+        monkeypatch.setattr(module, name, fails)
+        with pytest.raises(OSError, match="Input/output"):
+            task()
+        monkeypatch.setattr(module, name, goes)
+        assert task() == "the spool is not mounted"
+        (spool.root / "away").rename(spool.root / MARKER)
 
 
 # --- recover: who gets a message -------------------------------------------------------------------
