@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import h11
 
+from capture.hostname import ascii_host
 from capture.line import Connection
 
 ANSWER_BYTES = 512  # of a body: it is quoted in a reason, no more
@@ -57,13 +58,7 @@ class Place:
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError("expected http:// or https:// and a host")
         usual = _PORTS[parts.scheme]
-        host, port = parts.hostname, parts.port or usual
-        if not host.isascii():
-            name = host.encode("idna")  # UnicodeError is a ValueError
-            # What that codec folds, newer rules do not: another domain, maybe somebody else's.
-            if name.decode("idna") != host:
-                raise ValueError("its host has to be written in the xn-- form")
-            host = name.decode()
+        host, port = ascii_host(parts.hostname), parts.port or usual
         authority = f"[{host}]" if ":" in host else host
         if port != usual:
             authority += f":{port}"

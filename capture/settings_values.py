@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from capture.errors import RelayError
+from capture.hostname import ascii_host
 from capture.segment import is_camera_id
 from capture.source import parse_source
 from capture.timetable import parse_timetable
@@ -61,6 +62,10 @@ def _cloud_url(value: str) -> str:
         raise ValueError(f"not a URL; expected something like {EXAMPLE_CLOUD}") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"expected http:// or https:// and a host, like {EXAMPLE_CLOUD}")
+    try:
+        ascii_host(parts.hostname)
+    except ValueError:
+        raise ValueError("its host is no name as it stands; expected ASCII, or its xn-- form") from None
     if "@" in parts.netloc:
         raise ValueError("holds a user name or password; give the key with RELAY_TOKEN instead")
     if parts.query or parts.fragment or re.search(r"[\s\x00-\x1f]", value):

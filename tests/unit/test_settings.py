@@ -46,6 +46,8 @@ def test_a_camera_takes_what_it_does_not_say_from_the_defaults(tmp_path):
         ({"--cloud": "https://user:hunter2@cloud.example.com"}, "user name or password"),
         ({"--cloud": "https://cloud.example.com/?key=hunter2"}, "no query"),
         ({"--cloud": "https://cloud.example.com:port"}, "not a URL"),
+        ({"--cloud": "https://straße.example.com"}, "xn-- form"),
+        ({"--cloud": f"https://ü{'x' * 70}.example.com"}, "xn-- form"),
         ({"--token": "hunter2 hunter2"}, "blanks"),
         ({"--token": "hunter2\u00e4"}, "non-ASCII"),
         ({"--token": ""}, "empty"),
