@@ -156,36 +156,28 @@ class Client:
     def _connect(self, request: Request) -> _Kept:
         if self._line.is_cut:
             raise ExchangeError("no connection: it was cut")
-        found = _connected(request.place, request.connect_seconds)
+        place, seconds = request.place, request.connect_seconds
+        found = _connected(place, seconds)
         try:
-            return _Kept(self._made_ready(found, request.place))
-        except TimeoutError as error:
-            found.close()
-            words = f"no TLS within {request.connect_seconds:g} s"
-            raise ExchangeError(words, timed_out=True) from error
-        except (OSError, ValueError) as error:
-            found.close()
-            raise ExchangeError(
-                f"no TLS: {_words(error)}" if request.place.is_tls else _words(error)
-            ) from error
-        except BaseException:
-            found.close()
-            raise
-
-    def _made_ready(self, found: socket.socket, place: Place) -> socket.socket:
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option in self._options:
-            found.setsockopt(*option)
-        if place.is_tls:  # in two steps: a handshake can be cut
-            found = self._tls.wrap_socket(found, server_hostname=place.host, do_handshake_on_connect=False)
-        self._line.is_new(found)
-        if isinstance(found, ssl.SSLSocket):
-            try:
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option in self._options:
+                found.setsockopt(*option)
+            if place.is_tls:  # in two steps: a handshake can be cut
+                found = self._tls.wrap_socket(
+                    found, server_hostname=place.host, do_handshake_on_connect=False
+                )
+            self._line.is_new(found)
+            if isinstance(found, ssl.SSLSocket):
                 found.do_handshake()
-            except BaseException:
-                found.close()
-                raise
-        return found
+        except BaseException as error:
+            found.close()
+            if isinstance(error, TimeoutError):
+                raise ExchangeError(f"no TLS within {seconds:g} s", timed_out=True) from error
+            if isinstance(error, OSError | ValueError):
+                words = _words(error)
+                raise ExchangeError(f"no TLS: {words}" if place.is_tls else words) from error
+            raise
+        return _Kept(found)
 
     def _exchange(self, kept: _Kept, request: Request) -> Reply:
         self._line.is_used(kept.socket)

@@ -269,21 +269,12 @@ def _redirect_target(url: str, status: int, location: str) -> str | None:
         return None
     try:
         target = urljoin(url, location)
-        Place.of(target)
-        old, new = urlsplit(url), urlsplit(target)
-        same_host = old.hostname == new.hostname and "@" not in new.netloc
-        same_place = (old.scheme, _port(old.scheme, old.port)) == (
-            new.scheme,
-            _port(new.scheme, new.port),
-        )
+        old, new = Place.of(url), Place.of(target)
     except ValueError:
         return None
-    upgrade = (old.scheme, new.scheme) == ("http", "https")
-    return target if same_host and (same_place or upgrade) else None
-
-
-def _port(scheme: str, port: int | None) -> int:
-    return port or {"http": 80, "https": 443}.get(scheme, 0)
+    is_upgrade = old.host == new.host and (old.is_tls, new.is_tls) == (False, True)
+    has_login = "@" in urlsplit(target).netloc
+    return target if (old.peer == new.peer or is_upgrade) and not has_login else None
 
 
 def _date(text: str) -> datetime | None:

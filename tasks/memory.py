@@ -9,7 +9,7 @@ costs time or a message too many.
 import json
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -91,8 +91,9 @@ class Memory:
             pipe.llen(self._live)
             pipe.llen(self._backlog)
             time, own, workers, live, backlog = pipe.execute()
-        found = _remembered(own, workers, now=_seconds(time), live=live, backlog=backlog)
-        return replace(found, line=_line(own.get(self._line.encode(), b""), now=found.now))
+        now = _seconds(time)
+        line = _line(own.get(self._line.encode(), b""), now=now)
+        return _remembered(own, workers, now=now, live=live, backlog=backlog, line=line)
 
     def live_waits(self) -> bool:
         """Tell whether messages for new segments wait; False when the broker does not say."""
@@ -184,7 +185,13 @@ def _seconds(time: tuple[int, int]) -> float:
 
 
 def _remembered(
-    own: dict[bytes, bytes], workers: dict[bytes, bytes], *, now: float, live: int, backlog: int
+    own: dict[bytes, bytes],
+    workers: dict[bytes, bytes],
+    *,
+    now: float,
+    live: int,
+    backlog: int,
+    line: Learnt | None,
 ) -> Remembered:
     texts = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in own.items()}
     window, size = _count(texts.pop(_WINDOW, "")), _count(texts.pop(_SIZE, ""))
@@ -204,6 +211,7 @@ def _remembered(
         backlog=backlog,
         lanes=count_lanes(alive),
         hosts=len({_host(node) for node, said in workers.items() if _alive([said], now)}) or 1,
+        line=line,
     )
 
 

@@ -13,6 +13,7 @@ from celery import Celery
 
 import tasks.worker
 from capture.broker import EmbeddedBroker, RuntimeDir
+from capture.claim import claim
 from capture.clock import Clock
 from capture.handoff import BACKLOG, UPLOAD_BATCH, UPLOAD_SEGMENT, configure
 from capture.segment import open_name
@@ -176,3 +177,15 @@ def run(tmp_path, command_seconds):
         return done.returncode, done.stdout, done.stderr
 
     return run
+
+
+def pairs(spool, name):
+    return [[str(name), str(segment)] for segment in spool.segments(name)]
+
+
+def is_free(spool, name, segment):
+    found = claim(spool, name, segment)
+    if found is None:
+        return False
+    with found:
+        return True

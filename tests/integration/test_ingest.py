@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -24,6 +23,7 @@ from capture.settings import IngestSettings
 from capture.sink import Fault, Sink
 from capture.spool import Spool
 from tests.conftest import PACKET, add_segment, start_session
+from tests.integration.peers import head_of, peer
 
 TLS = tls_context(None)
 
@@ -176,43 +176,23 @@ def test_one_connection_serves_many_segments(sink, claimed, answer):
     assert all(each is used[0] for each in used)
 
 
-@contextmanager
-def scripted(*connections):
-    """A server that does as it is told on each connection: "answer" a request, or "close" in its middle."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    accepted = []
+def does(*steps):
+    """A script for a connection: "answer" a request, or "close" in its middle."""
 
-    def serve():
-        for steps in connections:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
+    def script(connection, reader):
+        for step in steps:
+            head = [line.lower().partition(b":") for line in head_of(reader)]
+            size = next((int(value) for name, _, value in head if name == b"content-length"), 0)
+            if step == "close":
                 return
-            accepted.append(steps)
-            with connection, connection.makefile("rb") as reader:
-                for step in steps:
-                    size = 0
-                    while (line := reader.readline()).strip():
-                        if line.lower().startswith(b"content-length:"):
-                            size = int(line.partition(b":")[2])
-                    if step == "close":
-                        break
-                    reader.read(size)
-                    connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            reader.read(size)
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", accepted
-    finally:
-        with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(10)
+    return script
 
 
 def test_a_kept_connection_that_the_server_just_closed_costs_no_attempt(claimed):
-    with scripted(("answer", "close"), ("answer",)) as (url, accepted):
+    with peer(does("answer", "close"), does("answer")) as (url, accepted):
         ingest = client(url)
         assert [ingest.send_segment(claimed, "T")[0].status for _ in range(2)] == [204, 204]
         assert len(accepted) == 2
@@ -220,7 +200,7 @@ def test_a_kept_connection_that_the_server_just_closed_costs_no_attempt(claimed)
 
 
 def test_a_new_connection_that_the_server_closes_is_a_failed_attempt(claimed):
-    with scripted(("close",), ("answer",)) as (url, accepted):
+    with peer(does("close"), does("answer")) as (url, accepted):
         assert client(url).send_segment(claimed, "T")[0].kind is Kind.TRANSIENT
         assert len(accepted) == 1
 

@@ -11,7 +11,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from benchmarks.line import line_process
 from capture.body import HELD_PIECE
-from capture.claim import claim
 from capture.errors import ConfigError
 from capture.handoff import BACKLOG, LIVE, RECOVER
 from capture.http1 import Client, ExchangeError
@@ -29,7 +28,7 @@ from tasks.pace import MOST, ROUND, Learnt
 from tasks.sending import MOST_COMING
 from tasks.upload import upload_batch, upload_segment
 from tasks.worker import this_worker
-from tests.integration.conftest import PACKETS, TOKEN, events, messages, past_session
+from tests.integration.conftest import PACKETS, TOKEN, events, is_free, messages, pairs, past_session
 
 pytestmark = pytest.mark.usefixtures("in_worker")
 
@@ -67,20 +66,8 @@ def wide(spool):
     return worker
 
 
-def pairs(spool, name):
-    return [[str(name), str(segment)] for segment in spool.segments(name)]
-
-
 def keys(spool, name):
     return {Debt(name, segment).key for segment in spool.segments(name)}
-
-
-def is_free(spool, name, segment):
-    found = claim(spool, name, segment)
-    if found is None:
-        return False
-    with found:
-        return True
 
 
 def uploading():

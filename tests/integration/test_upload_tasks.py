@@ -8,7 +8,6 @@ import pytest
 
 import tasks.batch
 import tasks.upload
-from capture.claim import claim
 from capture.gate import PATIENT_PROBE_EVERY
 from capture.handoff import BACKLOG, END_SESSION, LIVE, RECOVER
 from capture.narrow import Narrow
@@ -19,25 +18,13 @@ from tasks.celery import TransientError
 from tasks.memory import LARGEST_BATCH
 from tasks.upload import upload_batch, upload_segment
 from tasks.worker import this_worker
-from tests.integration.conftest import messages, past_session, spool_time
+from tests.integration.conftest import is_free, messages, pairs, past_session, spool_time
 
 pytestmark = pytest.mark.usefixtures("in_worker")
 
 
-def pairs(spool, name):
-    return [[str(name), str(segment)] for segment in spool.segments(name)]
-
-
 def arrived(sink):
     return [receipt.sequence for receipt in sink.receipts()]
-
-
-def is_free(spool, name):
-    found = claim(spool, name, spool.segments(name)[0])
-    if found is None:
-        return False
-    with found:
-        return True
 
 
 @contextlib.contextmanager
@@ -60,7 +47,7 @@ def test_the_file_of_what_was_sent_is_closed_beside_the_next_upload_and_no_other
     with pytest.raises(TransientError):
         upload_segment(*pairs(spool, name)[0])
     assert len(closed) == 1  # the lock of what is owed is free at once
-    assert is_free(spool, name)
+    assert is_free(spool, name, spool.segments(name)[0])
 
 
 def test_one_that_cannot_be_removed_is_free_for_the_next_at_once(spool, sink, monkeypatch):
@@ -75,7 +62,7 @@ def test_one_that_cannot_be_removed_is_free_for_the_next_at_once(spool, sink, mo
         broken.setattr(Path, "unlink", refuse)
         assert upload_segment(*pairs(spool, name)[0]).startswith("owed")
     assert closed == []
-    assert is_free(spool, name)
+    assert is_free(spool, name, spool.segments(name)[0])
 
 
 @pytest.mark.parametrize(("count", "is_taken"), [(LARGEST_BATCH, True), (LARGEST_BATCH + 1, False)])
