@@ -4,13 +4,16 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeAlias
 
 from capture.limiter import LARGEST_PIECE, Limit
 
 HELD_PIECE = 32 * 1024  # of a body that may have to make way in the middle
 LOOK_SECONDS = 0.05
 KEPT_BYTES = 4 * 1024 * 1024  # up to this a segment is read once, and kept in memory while it is sent
+
+# Told how many bytes of a body are left, it says for how many seconds others need the line.
+Hold: TypeAlias = Callable[[int], float]
 
 
 class DeadlineError(Exception):
@@ -65,28 +68,28 @@ def pieces(
     limit: Limit,
     *,
     is_live: bool,
-    hold: Callable[[], float] | None = None,
+    size: int,
+    hold: Hold | None = None,
 ) -> Iterator[bytes]:
     """Yield a body in pieces that the limit allows, each when its time has come. Raises DeadlineError.
 
-    `hold` says for how many more seconds the next piece is to leave the line to others. Not the first one:
-    a server that has the headers wants to see something soon.
+    `hold` is told how many of its `size` bytes are left, and says for how many more seconds the next piece is
+    to leave the line to others. Not the first one: a server that has the headers wants to see something soon.
     """
-    is_first = True
-    largest = LARGEST_PIECE if hold is None else HELD_PIECE
+    left, largest = size, LARGEST_PIECE if hold is None else HELD_PIECE
     for chunk in chunks:
         offset = 0
         while offset < len(chunk):
             length = min(limit.piece(), largest, len(chunk) - offset)
-            if hold is not None and not is_first:
-                _hold(hold, deadline)
-            is_first = False
+            if hold is not None and left < size:
+                _hold(hold, left, deadline)
             if not limit.wait(length, is_live=is_live, until=deadline):
                 raise DeadlineError
             yield chunk[offset : offset + length]
             offset += length
+            left -= length
 
 
-def _hold(seconds: Callable[[], float], deadline: float) -> None:
-    while (left := seconds()) > 0 and time.monotonic() < deadline:
-        time.sleep(min(left, LOOK_SECONDS))
+def _hold(hold: Hold, left: int, deadline: float) -> None:
+    while (seconds := hold(left)) > 0 and time.monotonic() < deadline:
+        time.sleep(min(seconds, LOOK_SECONDS))

@@ -19,7 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import certifi
 
-from capture.body import Content, DeadlineError, ShrunkError, pieces
+from capture.body import Content, DeadlineError, Hold, ShrunkError, pieces
 from capture.claim import Claim
 from capture.errors import ConfigError
 from capture.http1 import Body, Client, ExchangeError, Option, Place, Reply, Request
@@ -101,7 +101,7 @@ class Ingest:
         *,
         answer_seconds: float | None = None,
         is_live: bool = True,
-        hold: Callable[[], float] | None = None,
+        hold: Hold | None = None,
         on_connected: Callable[[], None] = lambda: None,
         on_begin: Callable[[], None] = lambda: None,
         on_sent: Callable[[], None] = lambda: None,
@@ -110,7 +110,7 @@ class Ingest:
 
         `answer_seconds` bounds the wait for the answer, for a probe; by default the attempt's deadline.
         `is_live` says whose share of a capped line it takes. `hold` is asked before each piece but the
-        first for how many seconds others need the line. `on_connected` is called before anything is sent, and
+        first, as `pieces` does. `on_connected` is called before anything is sent, and
         may wait; `on_begin` when the body begins to leave, `on_sent` when it has left. All of them are called
         again where it is sent again: a kept connection turned out to be closed, or the cloud redirects.
         """
@@ -133,7 +133,9 @@ class Ingest:
 
         def body() -> Iterator[bytes]:
             on_begin()
-            yield from pieces(content.chunks(), deadline, self._limit, is_live=is_live, hold=hold)
+            yield from pieces(
+                content.chunks(), deadline, self._limit, is_live=is_live, size=claim.size, hold=hold
+            )
             on_sent()
 
         url = f"{self._base}/api/stream/ingest/{quote(claim.session.camera)}"

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 # Long enough for a message to be worth its cost, short enough for everybody to have a turn.
 BATCH_SECONDS = 4.0
+# Where uploads overlap and fill the line: between two batches it is empty for a moment.
+LONGEST_BATCH_SECONDS = 10.0
 # How often a batch asks the broker whether new video waits: on a fast line it sends hundreds a second.
 ASK_SECONDS = 0.05
+# A batch whose uploads overlap has answers to wait for before it makes way: that helps no new segment which
+# another process takes within so long. Where the next body takes longer, it is not begun for that.
+PATIENCE_SECONDS = 0.05
+SHORT_BODY_SECONDS = 0.1
 
 
 def next_window(window: int, *, lanes: int, delivered: int, failed: int) -> int:
@@ -48,6 +54,9 @@ class Batch:
         self._failed: set[str] = set()
         self._has_left = False
         self._is_whole = True  # no new segment ended it
+        self._began = math.inf
+        self._waits_since = math.inf
+        self._next = 0
         self._turn: str | None = None
         self._ask_at = -math.inf  # before the second one in any case
         self.has_lane = False
@@ -57,23 +66,41 @@ class Batch:
 
     def due(self) -> Iterator[Debt]:
         """Yield what to send next: one at least, then until time is up or a new segment waits."""
-        until = time.monotonic() + BATCH_SECONDS
-        for number, debt in enumerate(self._debts):
-            if number and (time.monotonic() >= until or self._must_make_way()):
-                self._is_whole = time.monotonic() >= until
+        self._began = time.monotonic()
+        for debt in self._debts:
+            if self._next and (self._is_time_up() or self._must_make_way()):
+                self._is_whole = self._is_time_up()
                 return
+            self._next += 1
             self._turn = debt.camera
             self._begun.add(debt.key)
             self._under_way.add(debt.key)
             yield debt
 
+    def is_over(self) -> bool:
+        """Tell whether nothing more is due: all of it has begun, or time is up."""
+        return self._next >= len(self._debts) or self._is_time_up()
+
+    def _is_time_up(self) -> bool:
+        is_full = self._worker.sender.body_seconds < math.inf
+        seconds = LONGEST_BATCH_SECONDS if is_full else BATCH_SECONDS
+        return time.monotonic() - self._began >= seconds
+
     def _must_make_way(self) -> bool:
-        """Tell whether a new segment waits; the broker is asked now and then."""
+        """Tell whether a new segment waits, and not only for a moment; the broker is asked now and then."""
         now = time.monotonic()
         if now < self._ask_at:
             return False
         self._ask_at = now + ASK_SECONDS
-        return self._worker.memory.live_waits()
+        if not self._worker.memory.live_waits():
+            self._waits_since = math.inf
+            return False
+        self._waits_since = min(self._waits_since, now)
+        return now - self._waits_since >= self._patience()
+
+    def _patience(self) -> float:
+        """Return for how many seconds a new segment may wait for another process."""
+        return PATIENCE_SECONDS if self._worker.sender.body_seconds <= SHORT_BODY_SECONDS else 0.0
 
     def _lanes(self) -> int:
         """Return how many lanes there are to be: where uploads overlap, one for each host fills its line."""

@@ -21,7 +21,7 @@ from capture.outcome import attempt_seconds
 from capture.recovery import Picked
 from capture.segment import SessionName
 from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, close_dead_sessions, note_asked, to_end, to_register
-from tasks.batch import BATCH_SECONDS
+from tasks.batch import LONGEST_BATCH_SECONDS
 from tasks.celery import RelayTask, app
 from tasks.memory import Remembered
 from tasks.tokens import Tokens
@@ -160,7 +160,7 @@ def _send_batch(worker: Worker, picked: list[Picked], queue: str) -> None:
     worker.memory.note_sent([each.debt.key for each in picked], turn=picked[-1].debt.camera)
     names = [[str(each.debt.session), str(each.debt.segment)] for each in picked]
     longest = max(attempt_seconds(worker.settings.ingest, each.size) for each in picked)
-    publish(worker.app, Message(UPLOAD_BATCH, (names,), queue, time_limits(BATCH_SECONDS + longest)))
+    publish(worker.app, Message(UPLOAD_BATCH, (names,), queue, time_limits(LONGEST_BATCH_SECONDS + longest)))
     worker.meter.recovered(len(picked))
 
 

@@ -10,6 +10,7 @@ the task, and no exchange outlives its batch: the time limit of that cuts what i
 """
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -34,6 +35,8 @@ MOST_HELD_SECONDS = 4.0  # servers give up on a body that stands still
 # That still connect: they fill most of a long line, and no more go in vain to a cloud that does not answer.
 MOST_COMING = 3
 TURN_SECONDS = 0.1  # between two looks at whether the batch is over
+# Before a batch is over the next one is asked for: two messages and a round of recover take about so long.
+HANDOVER_SECONDS = 0.1
 LOOK_SECONDS = 1.0  # a wake-up that got lost costs no more
 
 Sent: TypeAlias = tuple[Outcome, str]  # with the SHA-256 (hex) of what was sent
@@ -64,6 +67,8 @@ class _Exchange:
     ingest: Ingest
     wake: "queue.SimpleQueue[None] | None" = None  # of the thread of the task, where that is another
     hold: "Hold | None" = None
+    handover_bytes: float = 0.0  # with so few left the next batch can be asked for
+    is_nearly_gone: bool = False
     turnstile: "threading.Lock | None" = None  # bodies of one batch leave one after the other
     has_turn: bool = False
     begun_at: float | None = None  # when its body began to leave
@@ -111,8 +116,11 @@ class _Exchange:
         if self._turn.acquire(blocking=False):
             self.is_done = True
 
-    def _hold(self) -> float:
+    def _hold(self, left: int) -> float:
         assert self.hold is not None  # noqa: S101 - asked for no other
+        if left <= self.handover_bytes and not self.is_nearly_gone:
+            self.is_nearly_gone = True
+            self._tell()
         return 0.0 if self.ingest.is_cut else self.hold.seconds()
 
     def _await_turn(self) -> None:
@@ -126,7 +134,7 @@ class _Exchange:
             self.turnstile.release()
 
     def _note_begin(self) -> None:
-        self.begun_at, self.left_at = time.monotonic(), None
+        self.begun_at, self.left_at, self.is_nearly_gone = time.monotonic(), None, False
 
     def _note_sent(self) -> None:
         self.left_at = time.monotonic()
@@ -145,6 +153,10 @@ class _Exchange:
     @property
     def is_leaving(self) -> bool:
         return self.begun_at is not None and self.left_at is None and not self.is_done
+
+    @property
+    def has_much_to_send(self) -> bool:
+        return self.is_coming or (self.is_leaving and not self.is_nearly_gone)
 
     def conclude(self) -> Outcome | str:
         """Let the attempt go on with the result, and return what became of it."""
@@ -214,6 +226,11 @@ class Sender:
         """What is known of the line, for the other processes of this host."""
         return self._pace.learnt
 
+    @property
+    def body_seconds(self) -> float:
+        """How long a body takes on a line that overlapping uploads fill; infinite on any other."""
+        return self._pace.last_body_seconds if self.overlaps else math.inf
+
     def adopt(self, learnt: Learnt) -> None:
         """Begin from what another process of this host has learnt of the line."""
         self._pace.adopt(learnt)
@@ -234,19 +251,21 @@ class Sender:
         begin: Callable[[Debt], Steps],
         *,
         note: Note,
+        is_over: Callable[[], bool],
         on_last: Callable[[], None],
     ) -> None:
         """Upload all of them, and `note` what became of each, as they are done.
 
-        The next one is asked for when its body may leave. `on_last` is called when the last body has left:
-        some answers may still be waited for. The soft time limit ends that.
+        The next one is asked for when its body may leave, or none will come as `is_over` tells. `on_last` is
+        called when the last body has left, or will have by the time that somebody else can begin: some
+        answers may still be waited for. The soft time limit ends that.
         """
         self._new_video = NewVideo(self._live)  # no batch gives way to what began before
         try:
             for debt in debts:
                 self._begin(debt, begin(debt), note)
-                self._land(note, while_=lambda: not self._has_room())
-            self._land(note, while_=lambda: any(each.is_coming or each.is_leaving for each in self._running))
+                self._land(note, while_=lambda: not (self._has_room() or is_over()))
+            self._land(note, while_=lambda: any(each.has_much_to_send for each in self._running))
             on_last()
             self._land(note, while_=lambda: bool(self._running))
         except Exception as error:  # what others have delivered is to be written down all the same
@@ -287,7 +306,8 @@ class Sender:
         except ConfigError:
             return False
         hold = Hold(self._live, self._pace.rate, request.claim.size)
-        exchange = _Exchange(debt, steps, request, ingest, self._wake, hold, self._turnstile)
+        exchange = _Exchange(debt, steps, request, ingest, self._wake, hold, turnstile=self._turnstile)
+        exchange.handover_bytes = self._pace.sure_rate * HANDOVER_SECONDS
         self._running.append(exchange)  # first: the time limit can pass at any moment
         try:
             threading.Thread(target=exchange.run_in_thread, name="upload", daemon=True).start()

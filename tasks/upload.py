@@ -68,7 +68,13 @@ def upload_batch(items: Sequence[Sequence[str]]) -> str:
     with Batch(worker, debts) as batch:
         if not batch.has_lane:
             return "not now: as many others as may are sending from the backlog"
-        worker.sender.many(batch.due(), partial(_try_one, worker), note=batch.note, on_last=batch.leave_lane)
+        worker.sender.many(
+            batch.due(),
+            partial(_try_one, worker),
+            note=batch.note,
+            is_over=batch.is_over,
+            on_last=batch.leave_lane,
+        )
     _end_if_over(worker, batch.tried)
     if batch.refusal is not None:
         _conclude(worker, *batch.refusal)

@@ -9,6 +9,7 @@ import time
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
+import tasks.batch
 from benchmarks.line import line_process
 from capture.body import HELD_PIECE
 from capture.errors import ConfigError
@@ -21,11 +22,11 @@ from capture.settings import IngestSettings
 from capture.sink import Fault, Sink
 from capture.spool import Debt
 from capture.timetable import parse_timetable
-from tasks.batch import Batch
+from tasks.batch import PATIENCE_SECONDS, SHORT_BODY_SECONDS, Batch
 from tasks.celery import RefusedByCloudError
 from tasks.memory import SMALLEST_BATCH
 from tasks.pace import MOST, ROUND, Learnt
-from tasks.sending import MOST_COMING
+from tasks.sending import HANDOVER_SECONDS, MOST_COMING
 from tasks.upload import upload_batch, upload_segment
 from tasks.worker import this_worker
 from tests.integration.conftest import PACKETS, TOKEN, events, is_free, messages, pairs, past_session
@@ -162,17 +163,20 @@ def test_the_bodies_of_those_that_connected_together_leave_one_after_the_other(
     spool, sink, wide, monkeypatch
 ):
     slow = IngestSettings(url=sink.url, max_rate="400kbit")
+    wide.sender._pace._rate = 50_000.0
     limit = Limiter(spool.state, parse_timetable(slow.max_rate))
     monkeypatch.setattr(wide.sender, "_make", lambda _: Ingest(slow, limit=limit))
     times, last = bodies(monkeypatch), []
     monkeypatch.setattr(Batch, "leave_lane", lambda _: last.append(time.monotonic()))
     with slow_to_connect(monkeypatch, MOST_COMING):
-        name = past_session(spool, owes=6, content=PACKETS * 13)
+        name = past_session(spool, owes=6, content=PACKETS * 26)
         assert upload_batch(pairs(spool, name)) == "sent 6 of 6"
     times.sort()
     assert len(times) == 6
     assert all(sent <= begin for (_, sent), (begin, _) in itertools.pairwise(times))
-    assert last[0] >= times[-1][1]
+    # The lane is free for another batch shortly before that: it takes a moment to begin.
+    assert times[-1][1] - 5 * HANDOVER_SECONDS <= last[0] < times[-1][1]
+    assert last[0] > times[-1][0]
 
 
 def test_few_knock_in_vain_where_the_cloud_takes_no_connection(spool, sink, wide, monkeypatch):
@@ -227,6 +231,7 @@ def test_on_a_short_line_one_goes_after_the_other(spool, sink, tmp_path, monkeyp
 
 
 def test_for_a_new_segment_a_batch_begins_no_more_and_notes_what_it_sent(spool, sink, wide, broker):
+    wide.sender._pace._rate = 564 / (2 * SHORT_BODY_SECONDS)
     name = past_session(spool, owes=5)
     wide.memory.note_sent(keys(spool, name), turn="gate")
     broker.lpush(LIVE, "a message")
@@ -234,6 +239,32 @@ def test_for_a_new_segment_a_batch_begins_no_more_and_notes_what_it_sent(spool, 
     assert sink.arrived() == [1]
     remembered = wide.memory.load()
     assert (remembered.sent, remembered.failed) == ({}, {})
+
+
+def test_where_bodies_are_short_a_new_segment_waits_a_moment_for_another_process(
+    spool, sink, wide, broker, monkeypatch
+):
+    wide.sender._pace._rate = 564 / 0.04
+    asked = []
+
+    def live_waits():
+        asked.append(time.monotonic())
+        return len(asked) != 2
+
+    monkeypatch.setattr(wide.memory, "live_waits", live_waits)
+    name = past_session(spool, owes=20)
+    upload_batch(pairs(spool, name))
+    assert len(asked) == 4  # one waited, and was taken; the next one is still there
+    assert asked[3] - asked[2] >= PATIENCE_SECONDS
+    assert 2 <= len(sink.arrived()) < 20
+
+
+@pytest.mark.parametrize(("overlaps", "sent"), [(True, 3), (False, 1)])
+def test_a_batch_lasts_longer_where_uploads_overlap(spool, wide, monkeypatch, overlaps, sent):
+    monkeypatch.setattr(tasks.batch, "BATCH_SECONDS", 0.0)
+    wide.sender._pace.overlaps = overlaps
+    name = past_session(spool, owes=3)
+    assert upload_batch(pairs(spool, name)) == f"sent {sent} of 3"
 
 
 def test_the_lane_is_free_while_the_last_answers_travel(spool, sink, wide, broker):
