@@ -13,16 +13,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-import structlog
 from celery import Celery
 from celery.worker.consumer import Consumer
 
 from capture.handoff import END_SESSION, RECOVER, REGISTER_CAMERA, SWEEP, UPLOAD_BATCH, UPLOAD_SEGMENT
 from tasks.metrics import metering
 from tasks.seldom import ADVICE, seldom
-
-log = structlog.get_logger()
-
 
 OURS = frozenset({UPLOAD_SEGMENT, UPLOAD_BATCH, REGISTER_CAMERA, END_SESSION, RECOVER, SWEEP})
 LONGEST_LIMIT = 7 * 24 * 3600.0  # seconds
@@ -157,11 +153,4 @@ class RelayConsumer(Consumer):
         seldom("message_refused", reason=reason, advice=ADVICE)
         metering.meter().message_refused()
         if not message.acknowledged:
-            message.ack_log_error(_KombuLog(), self.connection_errors)  # type: ignore[attr-defined]
-
-
-class _KombuLog:
-    """What kombu tells a lost acknowledgement: it will come back, and be refused again."""
-
-    def critical(self, *_args: object, **_options: object) -> None:
-        log.warning("message_not_removed", then="it is refused again")
+            message.ack()

@@ -5,7 +5,11 @@ closes its channel twice; the second close tries to give messages back through a
 is gone, and the ``AttributeError`` ends the worker's main process. Nothing is given back here: the broker
 does that by itself when the visibility timeout has passed, and `recover` does not need it.
 
-The same happens to a task that ends just then, and acknowledges its message through a closed channel.
+The same happens to a task that ends just then, and acknowledges its message through a closed channel. Where
+the channel is not closed yet, but its connection is dead, kombu counts the message as in hand for ever. With
+as many of them as there are children it waits for one to be free, does not look at its dead connection
+meanwhile, and is deaf. Here such a message is in hand no more. The broker gives it to somebody again when its
+visibility timeout has passed, who finds that there is nothing left to do.
 
 tests/acceptance/test_broker_loss.py kills the broker under a long task; drop this when it passes without.
 
@@ -16,10 +20,13 @@ at it. Here it is thrown away. tests/acceptance/test_hostile.py sends such.
 import base64
 from typing import Any
 
-from kombu.transport import redis
+import structlog
+from kombu.transport import redis, virtual
 from kombu.transport.redis import Channel, QoS, Transport
 
 from tasks.seldom import ADVICE, seldom
+
+log = structlog.get_logger()
 
 
 def install() -> None:
@@ -84,16 +91,28 @@ def _guard_close() -> None:
 
 
 def _guard_acknowledgement() -> None:
-    ack = QoS.ack
+    for name in ("ack", "reject"):
+        _guard_confirmation(name)
 
-    def guarded(self: Any, delivery_tag: str) -> None:  # noqa: ANN401 - kombu has no types
+
+def _guard_confirmation(name: str) -> None:
+    confirm = getattr(QoS, name)
+
+    def guarded(self: Any, delivery_tag: str, *args: Any, **options: Any) -> None:  # noqa: ANN401 - kombu has no types
         try:
-            ack(self, delivery_tag)
+            confirm(self, delivery_tag, *args, **options)
         except AttributeError:
             if not _is_gone(self.channel):
                 raise
+        except self.channel.connection_errors as error:
+            virtual.QoS.ack(self, delivery_tag)
+            log.warning(
+                "message_not_acknowledged",
+                reason=type(error).__name__,
+                then="it comes again",
+            )
 
-    QoS.ack = guarded  # type: ignore[method-assign]
+    setattr(QoS, name, guarded)
 
 
 def _is_gone(channel: Any) -> bool:  # noqa: ANN401 - kombu has no types

@@ -10,7 +10,7 @@ import redis
 
 from capture.broker import queue_lengths
 from capture.handoff import BACKLOG, LIVE, UPLOAD_SEGMENT, Message
-from capture.pulse import pulses
+from capture.pulse import STUCK_SECONDS, pulses
 from capture.sink import Fault, verify
 from tests.acceptance.conftest import DEADLINE
 from tests.acceptance.hostile_messages import Hostile
@@ -175,6 +175,24 @@ def test_a_broker_that_is_away_for_seconds_while_the_worker_waits_is_found_again
     broker.start()
     send(2)
     process.wait_for(lambda: arrived(sink) == [1, 2], "a segment after the broker came back")
+
+
+def test_a_worker_whose_last_child_cannot_acknowledge_its_message_takes_others(worker, broker, sink, send):
+    """kombu would count that message as in hand for ever, and never look at its dead connection."""
+    sink.faults.add(hang := Fault("hang"))
+    process = worker("-c", "1")
+    process.wait_ready()
+    send(1)
+    process.wait_for(in_hand(sink, broker, 1), "the child is busy")
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        client.config_set("requirepass", "another")
+        client.client_kill_filter(_type="normal", skipme=True)
+        sink.faults.remove(hang)
+        process.wait_for(lambda: "message_not_acknowledged" in process.log, "the message is left")
+        client.config_set("requirepass", "")
+    send(2)
+    process.wait_for(lambda: arrived(sink) == [1, 2], "another segment", deadline=STUCK_SECONDS / 2)
+    assert process.process.poll() is None
 
 
 def test_a_retry_that_cannot_be_published_costs_no_segment(worker, broker, sink, session, send):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import redis
+from kombu.transport import virtual
 from kombu.transport.redis import Channel, QoS
 
 import tasks  # noqa: F401 - it installs the guards
@@ -26,6 +27,22 @@ def test_a_message_is_acknowledged_in_vain_when_its_connection_is_gone():
 def test_another_fault_in_it_is_not_hidden():
     with pytest.raises(AttributeError):
         qos(client=SimpleNamespace()).ack("tag")
+
+
+@pytest.mark.parametrize("confirm", [QoS.ack, QoS.reject, lambda qos, tag: qos.reject(tag, requeue=True)])
+def test_a_message_that_cannot_be_confirmed_is_not_in_hand_any_more(monkeypatch, confirm):
+    def refused(*_, **__):
+        raise redis.AuthenticationError("invalid username-password pair")
+
+    monkeypatch.setattr(QoS, "_remove_from_indices", refused)
+    monkeypatch.setattr(QoS, "restore_by_tag", refused)
+    found = qos(client=SimpleNamespace())
+    found.channel.connection_errors = (redis.ConnectionError,)
+    virtual.QoS.__init__(found, found.channel, prefetch_count=1)
+    virtual.QoS.append(found, "a message", "tag")
+    assert not found.can_consume()
+    confirm(found, "tag")
+    assert found.can_consume()
 
 
 def test_a_channel_keeps_its_client_as_long_as_its_connections():
