@@ -32,7 +32,7 @@ def test_live_first_measures_both_and_loses_nothing(tmp_path):
         "--bare-seconds",
         "0.5",
     ]
-    found, words = run("live_first", *line, *options, "--seconds", "3", "--settle", "0.2", folder=tmp_path)
+    found, words = run("live_first", *line, *options, "--seconds", "6", "--settle", "0.2", folder=tmp_path)
     without, with_backlog = found["phases"]
     assert (without["owed_before"], with_backlog["owed_before"]) == (0, 400)
     assert without["waits"]
