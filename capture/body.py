@@ -13,7 +13,7 @@ LOOK_SECONDS = 0.05
 KEPT_BYTES = 4 * 1024 * 1024  # up to this a segment is read once, and kept in memory while it is sent
 
 # Told how many bytes of a body are left, it says for how many seconds others need the line.
-Hold: TypeAlias = Callable[[int], float]
+AskHold: TypeAlias = Callable[[int], float]
 
 
 class DeadlineError(Exception):
@@ -69,7 +69,7 @@ def pieces(
     *,
     is_live: bool,
     size: int,
-    hold: Hold | None = None,
+    hold: AskHold | None = None,
 ) -> Iterator[bytes]:
     """Yield a body in pieces that the limit allows, each when its time has come. Raises DeadlineError.
 
@@ -90,6 +90,6 @@ def pieces(
             left -= length
 
 
-def _hold(hold: Hold, left: int, deadline: float) -> None:
+def _hold(hold: AskHold, left: int, deadline: float) -> None:
     while (seconds := hold(left)) > 0 and time.monotonic() < deadline:
         time.sleep(min(seconds, LOOK_SECONDS))

@@ -19,7 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import certifi
 
-from capture.body import Content, DeadlineError, Hold, ShrunkError, pieces
+from capture.body import AskHold, Content, DeadlineError, ShrunkError, pieces
 from capture.claim import Claim
 from capture.errors import ConfigError
 from capture.http1 import Body, Client, ExchangeError, Option, Place, Reply, Request
@@ -101,7 +101,7 @@ class Ingest:
         *,
         answer_seconds: float | None = None,
         is_live: bool = True,
-        hold: Hold | None = None,
+        hold: AskHold | None = None,
         on_connected: Callable[[], None] = lambda: None,
         on_begin: Callable[[], None] = lambda: None,
         on_sent: Callable[[], None] = lambda: None,

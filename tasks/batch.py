@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 # Long enough for a message to be worth its cost, short enough for everybody to have a turn.
 BATCH_SECONDS = 4.0
-# Where uploads overlap and fill the line: between two batches it is empty for a moment.
+# Longer where uploads overlap and fill the line, because it is empty for a moment between two batches.
 LONGEST_BATCH_SECONDS = 10.0
 # How often a batch asks the broker whether new video waits: on a fast line it sends hundreds a second.
 ASK_SECONDS = 0.05
 # A batch whose uploads overlap has answers to wait for before it makes way: that helps no new segment which
-# another process takes within so long. Where the next body takes longer, it is not begun for that.
+# another process takes within so long. A next body that takes longer is not begun meanwhile.
 PATIENCE_SECONDS = 0.05
 SHORT_BODY_SECONDS = 0.1
 
@@ -68,7 +68,7 @@ class Batch:
         """Yield what to send next: one at least, then until time is up or a new segment waits."""
         self._began = time.monotonic()
         for debt in self._debts:
-            if self._next and (self._is_time_up() or self._must_make_way()):
+            if self._next and (self._is_time_up() or self._must_make_way(debt)):
                 self._is_whole = self._is_time_up()
                 return
             self._next += 1
@@ -82,11 +82,11 @@ class Batch:
         return self._next >= len(self._debts) or self._is_time_up()
 
     def _is_time_up(self) -> bool:
-        is_full = self._worker.sender.body_seconds < math.inf
-        seconds = LONGEST_BATCH_SECONDS if is_full else BATCH_SECONDS
+        fills_line = self._worker.sender.seconds_of(0) < math.inf
+        seconds = LONGEST_BATCH_SECONDS if fills_line else BATCH_SECONDS
         return time.monotonic() - self._began >= seconds
 
-    def _must_make_way(self) -> bool:
+    def _must_make_way(self, debt: Debt) -> bool:
         """Tell whether a new segment waits, and not only for a moment; the broker is asked now and then."""
         now = time.monotonic()
         if now < self._ask_at:
@@ -96,11 +96,18 @@ class Batch:
             self._waits_since = math.inf
             return False
         self._waits_since = min(self._waits_since, now)
-        return now - self._waits_since >= self._patience()
+        return now - self._waits_since >= self._patience(debt)
 
-    def _patience(self) -> float:
-        """Return for how many seconds a new segment may wait for another process."""
-        return PATIENCE_SECONDS if self._worker.sender.body_seconds <= SHORT_BODY_SECONDS else 0.0
+    def _patience(self, debt: Debt) -> float:
+        """Return for how many seconds a new segment may wait for another process, while this one is sent."""
+        if self._remembered.lanes == 1:  # two processes at most: hardly any is free soon
+            return 0.0
+        spool = self._worker.spool
+        try:
+            size = (spool.session_path(debt.session) / str(debt.segment)).lstat().st_size
+        except OSError:  # it is gone, or in trouble: no body to be long
+            size = 0
+        return PATIENCE_SECONDS if self._worker.sender.seconds_of(size) <= SHORT_BODY_SECONDS else 0.0
 
     def _lanes(self) -> int:
         """Return how many lanes there are to be: where uploads overlap, one for each host fills its line."""
@@ -120,7 +127,7 @@ class Batch:
         self.delivered += outcome.kind is Kind.OK
 
     def leave_lane(self) -> None:
-        """Let others have the lane when the last body has left, though some answers are still on their way.
+        """Let others have the lane when the last body has all but left; answers are still on their way.
 
         Not where something failed, or no answer came yet: a cloud that hangs shall not have two batches hang.
         """

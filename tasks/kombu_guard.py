@@ -9,7 +9,7 @@ The same happens to a task that ends just then, and acknowledges its message thr
 the channel is not closed yet, but its connection is dead, kombu counts the message as in hand for ever. With
 as many of them as there are children it waits for one to be free, does not look at its dead connection
 meanwhile, and is deaf. Here such a message is in hand no more. The broker gives it to somebody again when its
-visibility timeout has passed, who finds that there is nothing left to do.
+visibility timeout has passed, who finds that there is nothing left to do, or does it.
 
 tests/acceptance/test_broker_loss.py kills the broker under a long task; drop this when it passes without.
 

@@ -92,11 +92,6 @@ class Pace:
         return 0.0 if self._is_new else self._rate
 
     @property
-    def last_body_seconds(self) -> float:
-        """How long the last one that began takes on the line; infinite while that may be far from right."""
-        return self._last.size / self.sure_rate if self._last and self.sure_rate else math.inf
-
-    @property
     def learnt(self) -> Learnt | None:
         """What is known of the line, if anything is."""
         if not self._rate or self._last is None:

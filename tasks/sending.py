@@ -118,10 +118,11 @@ class _Exchange:
 
     def _hold(self, left: int) -> float:
         assert self.hold is not None  # noqa: S101 - asked for no other
-        if left <= self.handover_bytes and not self.is_nearly_gone:
+        seconds = 0.0 if self.ingest.is_cut else self.hold.seconds()
+        if seconds <= 0 and left <= self.handover_bytes and not self.is_nearly_gone:
             self.is_nearly_gone = True
             self._tell()
-        return 0.0 if self.ingest.is_cut else self.hold.seconds()
+        return seconds
 
     def _await_turn(self) -> None:
         """Wait until no other body leaves: several may have connected meanwhile."""
@@ -226,10 +227,10 @@ class Sender:
         """What is known of the line, for the other processes of this host."""
         return self._pace.learnt
 
-    @property
-    def body_seconds(self) -> float:
-        """How long a body takes on a line that overlapping uploads fill; infinite on any other."""
-        return self._pace.last_body_seconds if self.overlaps else math.inf
+    def seconds_of(self, size: int) -> float:
+        """How long so many bytes take on a line that overlapping uploads fill; infinite on any other."""
+        rate = self._pace.sure_rate if self.overlaps else 0.0
+        return size / rate if rate else math.inf
 
     def adopt(self, learnt: Learnt) -> None:
         """Begin from what another process of this host has learnt of the line."""
