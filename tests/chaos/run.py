@@ -4,6 +4,7 @@ scripts/chaos --minutes 2 --seed 1
 """
 
 import argparse
+import faulthandler
 import json
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from tests.chaos.witness import seen
 
 BEGIN_SECONDS = 30.0  # for the first segment to arrive, before anything is broken
 LOG_TAIL = 6000
+LATE_SECONDS = 150.0  # after the end of the storm: calm, stop and judge take half a minute
 KNOWN = {"clock", "ingest", "kept", "kept.jsonl", "relay.log", "relay.toml", "spool", "tmp"}
 LASTING_SECONDS = 5.0  # a step of this length must show in the journal
 
@@ -39,6 +41,8 @@ def main() -> None:
         strikes = plan.draw(options.seed, options.minutes * 60, clock=options.clock != "off")
         print("\n".join(map(str, strikes)))
         return
+    # One that hangs says where.
+    faulthandler.dump_traceback_later(options.minutes * 60 + LATE_SECONDS)
     if options.keep:
         options.keep.mkdir()
         sys.exit(run(options.keep.absolute(), layout, options))
