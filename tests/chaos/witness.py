@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -172,13 +171,15 @@ def _damage(content: bytes, length: int, sha256: str) -> str:
 
 def main() -> None:
     spool, kept = map(Path, sys.argv[1:])
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    # No Event: a handler that sets one can meet the very lock that it interrupted, and waits for ever.
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us with the run, which then stops us
     with suppress(PermissionError):
         os.nice(NICE)
     witness = Witness(spool, kept)
-    while not stopping.wait(POLL_SECONDS):
+    while not asked:
+        time.sleep(POLL_SECONDS)
         witness.look()
     witness.close()
 
