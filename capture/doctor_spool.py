@@ -170,7 +170,7 @@ def _owed_bytes(spool: Spool) -> int:
     for session in spool.sessions():
         for segment in spool.segments(session):
             try:
-                total += (spool.session_path(session) / str(segment)).lstat().st_size
+                total += spool.segment_path(session, segment).lstat().st_size
             except FileNotFoundError:  # delivered meanwhile
                 continue
     return total

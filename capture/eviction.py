@@ -146,7 +146,7 @@ class Eviction:
                 self._finish([victim for victim, _ in mine], "", fields, round_)
 
     def _claim(self, victim: Victim, round_: _Round) -> Claim | None:
-        path = self._spool.session_path(victim.session) / str(victim.segment)
+        path = self._spool.segment_path(victim.session, victim.segment)
         try:
             found = claim(self._spool, victim.session, victim.segment)
             if found is None:

@@ -101,7 +101,7 @@ class Shortlist:
         locked: a worker that comes with its message would take it for one that somebody sends.
         """
         with contextlib.suppress(HostileNameError, OSError), contextlib.ExitStack() as stack:
-            written_at = (self._spool.session_path(debt.session) / str(debt.segment)).lstat().st_mtime
+            written_at = self._spool.segment_path(debt.session, debt.segment).lstat().st_mtime
             if 0 <= self._spool.clock.time() - written_at < older_than:
                 return None, True
             free = claim(self._spool, debt.session, debt.segment)
@@ -122,7 +122,7 @@ class Shortlist:
     def _still(self, debts: Sequence[Debt]) -> list[Debt]:
         """Leave out what is gone from the head of a list: what goes, goes from there."""
         for position, debt in enumerate(debts):
-            if (self._spool.session_path(debt.session) / str(debt.segment)).exists():
+            if self._spool.segment_path(debt.session, debt.segment).exists():
                 return list(debts[position:])
         return []
 

@@ -105,6 +105,10 @@ class Spool:
     def session_path(self, session: SessionName) -> Path:
         return self._session_path(session)
 
+    def segment_path(self, session: SessionName, segment: SegmentName) -> Path:
+        """Return where a segment stands while it is owed."""
+        return self._session_path(session) / str(segment)
+
     def has_session(self, session: SessionName) -> bool:
         """Tell whether a session's directory is here; a link to one elsewhere is none."""
         try:

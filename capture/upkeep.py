@@ -286,7 +286,7 @@ def _requeue_rejected(spool: Spool, camera: str | None) -> int:
     for name in spool.sessions(camera):
         folder = spool.session_path(name) / REJECTED
         for segment in spool.segments(name, REJECTED):
-            target = spool.session_path(name) / str(segment)
+            target = spool.segment_path(name, segment)
             if target.exists():
                 continue
             (folder / str(segment)).rename(target)

@@ -56,7 +56,6 @@ class Batch:
         self._is_whole = True  # no new segment ended it
         self._began = math.inf
         self._waits_since = math.inf
-        self._next = 0
         self._turn: str | None = None
         self._ask_at = -math.inf  # before the second one in any case
         self.has_lane = False
@@ -68,10 +67,9 @@ class Batch:
         """Yield what to send next: one at least, then until time is up or a new segment waits."""
         self._began = time.monotonic()
         for debt in self._debts:
-            if self._next and (self._is_time_up() or self._must_make_way(debt)):
+            if self._begun and (self._is_time_up() or self._must_make_way(debt)):
                 self._is_whole = self._is_time_up()
                 return
-            self._next += 1
             self._turn = debt.camera
             self._begun.add(debt.key)
             self._under_way.add(debt.key)
@@ -79,7 +77,7 @@ class Batch:
 
     def is_over(self) -> bool:
         """Tell whether nothing more is due: all of it has begun, or time is up."""
-        return self._next >= len(self._debts) or self._is_time_up()
+        return len(self._begun) == len(self._keys) or self._is_time_up()
 
     def _is_time_up(self) -> bool:
         fills_line = self._worker.sender.seconds_of(0) < math.inf
@@ -102,9 +100,8 @@ class Batch:
         """Return for how many seconds a new segment may wait for another process, while this one is sent."""
         if self._remembered.lanes == 1:  # two processes at most: hardly any is free soon
             return 0.0
-        spool = self._worker.spool
         try:
-            size = (spool.session_path(debt.session) / str(debt.segment)).lstat().st_size
+            size = self._worker.spool.segment_path(debt.session, debt.segment).lstat().st_size
         except OSError:  # it is gone, or in trouble: no body to be long
             size = 0
         return PATIENCE_SECONDS if self._worker.sender.seconds_of(size) <= SHORT_BODY_SECONDS else 0.0

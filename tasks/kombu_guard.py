@@ -35,7 +35,8 @@ def install() -> None:
         return
     _guard_close()
     _guard_delivery()
-    _guard_acknowledgement()
+    _guard_confirmation("ack")
+    _guard_confirmation("reject")
 
 
 def _guard_delivery() -> None:
@@ -90,11 +91,6 @@ def _guard_close() -> None:
     Channel.close = guarded  # type: ignore[method-assign]
 
 
-def _guard_acknowledgement() -> None:
-    for name in ("ack", "reject"):
-        _guard_confirmation(name)
-
-
 def _guard_confirmation(name: str) -> None:
     confirm = getattr(QoS, name)
 
@@ -106,11 +102,7 @@ def _guard_confirmation(name: str) -> None:
                 raise
         except self.channel.connection_errors as error:
             virtual.QoS.ack(self, delivery_tag)
-            log.warning(
-                "message_not_acknowledged",
-                reason=type(error).__name__,
-                then="it comes again",
-            )
+            log.warning("message_not_acknowledged", reason=type(error).__name__, then="it comes again")
 
     setattr(QoS, name, guarded)
 

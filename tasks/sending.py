@@ -307,8 +307,8 @@ class Sender:
         except ConfigError:
             return False
         hold = Hold(self._live, self._pace.rate, request.claim.size)
-        exchange = _Exchange(debt, steps, request, ingest, self._wake, hold, turnstile=self._turnstile)
-        exchange.handover_bytes = self._pace.sure_rate * HANDOVER_SECONDS
+        few = self._pace.sure_rate * HANDOVER_SECONDS
+        exchange = _Exchange(debt, steps, request, ingest, self._wake, hold, few, turnstile=self._turnstile)
         self._running.append(exchange)  # first: the time limit can pass at any moment
         try:
             threading.Thread(target=exchange.run_in_thread, name="upload", daemon=True).start()
