@@ -17,6 +17,8 @@ Notes, and why they are harmless:
   by its own agent: then the line that would have told died with that agent, and where salvage died too, so
   did its own. A session's first numbers may also be missing from the first session that the journal knows,
   which has no video before it to miss.
+* The first numbers of a session that began before the journal's first day: the days that told of them were
+  put away, by hand or as `spool.keep_journal` says.
 
 What no audit of these files can see, because what is left is what an honest history leaves:
 
@@ -53,6 +55,7 @@ class Kind(StrEnum):
     STILL_PRESENT = "still_present"
     UNJOURNALLED = "unjournalled"
     RESTART = "restart"
+    PUT_AWAY = "put_away"
 
 
 FAULTS = frozenset({Kind.LOST, Kind.TORN, Kind.FOREIGN, Kind.DUPLICATE, Kind.HOLE, Kind.SIZE, Kind.CONTENT})

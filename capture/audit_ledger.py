@@ -5,6 +5,8 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from capture.audit import NO_FILES, CameraReport, Finding, Gap, Kind, Listing, SessionFiles
@@ -14,6 +16,11 @@ from capture.segment import SegmentName, SessionName
 MOST_FINDINGS = 200  # of one camera, kept with their words; all are counted
 MOST_GAPS = 1000
 _LARGEST_HOLE = 100_000
+_WHY = {
+    Kind.HOLE: "missing",
+    Kind.RESTART: "left empty where ffmpeg was started anew",
+    Kind.PUT_AWAY: "of days that the journal no longer holds",
+}
 _PAGE = 1024
 
 
@@ -89,6 +96,7 @@ class _Session:
     """What the journal says about one session."""
 
     is_first: bool = False  # of all: no video before it can be missed
+    is_older: bool = False  # than the first day of the journal: lines about its first numbers may be put away
     numbers: _Numbers = field(default_factory=_Numbers)
     unsettled: dict[str, _Closed] = field(default_factory=dict)
     unannounced: set[str] = field(default_factory=set)  # settled, and no line said that they were closed
@@ -110,11 +118,13 @@ class Ledger:
         self._gap_count = 0
         self._gap_seconds = 0.0
         self._gaps_before_last = 0
+        self._first_day: date | None = None
 
     # --- the journal, line by line ---
 
     def feed(self, entry: Entry) -> None:
         """Take the next line."""
+        self._first_day = self._first_day or _day(entry.path)
         if entry.event is None:
             self._torn(entry, self._findings)
         elif entry.event is Event.GAP:
@@ -172,7 +182,10 @@ class Ledger:
             name = SessionName.parse(text)
             if name is None or name.camera != self.camera:
                 return None
-            found = self._sessions[text] = _Session(is_first=not self._sessions)
+            found = self._sessions[text] = _Session(
+                is_first=not self._sessions,
+                is_older=self._first_day is not None and f"{self._first_day:%Y%m%d}" > name.id[:8],
+            )
         return found
 
     def _settle(self, session: _Session, entry: Entry, event: Event, name: str, *, is_new: bool) -> None:
@@ -268,11 +281,9 @@ class _Judgement:
                 self._add(Kind.LOST, "was closed; it has no file and no outcome", name)
         for name in self.session.unannounced:
             self._add(Kind.UNANNOUNCED, "has an outcome, and no line announced it", name)
-        for first, last, is_restart in self._holes():
-            kind = Kind.RESTART if is_restart else Kind.HOLE
+        for first, last, kind in self._holes():
             which = f"number {first} is" if first == last else f"numbers {first} to {last} are"
-            why = "left empty where ffmpeg was started anew" if is_restart else "missing"
-            self.findings.add(kind, f"{self.name}: {which} {why}", self.name)
+            self.findings.add(kind, f"{self.name}: {which} {_WHY[kind]}", self.name)
 
     def _add(self, kind: Kind, words: str, name: str) -> None:
         self.findings.add(kind, f"{self.name}/{name}: {words}", self.name, name)
@@ -312,16 +323,18 @@ class _Judgement:
         self.numbers[number] = name
         return True
 
-    def _holes(self) -> Iterator[tuple[int, int, bool]]:
+    def _holes(self) -> Iterator[tuple[int, int, Kind]]:
         here = {_number(name) or 0 for name in (*self.files.owed, *self.files.rejected)}
         highest = max(self.session.numbers.highest, *here, 0)
         for first, last in [*self.session.holes, (self.session.top + 1, highest)]:
+            is_put_away = first == 1 and self.session.is_older
             if last - first > _LARGEST_HOLE:
-                yield first, last, False
+                yield first, last, Kind.PUT_AWAY if is_put_away else Kind.HOLE
                 continue
             missing = (n for n in range(first, last + 1) if not self._is_known(n, here))
             for begin, end in _runs(missing):
-                yield begin, end, self._is_restart(begin, end, highest)
+                is_restart = not is_put_away and self._is_restart(begin, end, highest)
+                yield begin, end, Kind.PUT_AWAY if is_put_away else Kind.RESTART if is_restart else Kind.HOLE
 
     def _is_restart(self, first: int, last: int, highest: int) -> bool:
         """Tell whether empty files may have had these numbers. See the notes at the top of this module."""
@@ -353,6 +366,13 @@ def _number(name: str) -> int | None:
     """Return the sequence number of a segment's name; None for any other name."""
     segment = SegmentName.parse(name)
     return segment.sequence if segment else None
+
+
+def _day(path: Path) -> date | None:
+    try:
+        return date.fromisoformat(path.stem)
+    except ValueError:
+        return None
 
 
 def _place(entry: Entry) -> str:

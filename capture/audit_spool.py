@@ -10,7 +10,7 @@ from pathlib import Path
 
 from capture.audit import NO_FILES, CameraReport, Finding, SessionFiles
 from capture.audit_ledger import Ledger
-from capture.journal import LONGEST_LINE, Entry, parse_entry
+from capture.journal import LONGEST_LINE, Entry, day_files, parse_entry
 from capture.segment import SessionName
 from capture.spool import REJECTED, Spool
 
@@ -135,7 +135,7 @@ class JournalReading:
 
     def new(self) -> Iterator[Entry]:
         """Yield the lines that were not read yet, in the order of their files."""
-        for path in sorted(self._directory.glob("????-??-??.jsonl")):
+        for path in day_files(self._directory):
             with contextlib.suppress(FileNotFoundError):
                 yield from self._read(path)
 

@@ -48,6 +48,8 @@ path = "/var/spool/relay"
 #retention = "7d"
 #sweep_after = "1h"
 #keep_rejected = "7d"
+# Days of a camera's journal that are kept: what became of each segment, 550 bytes for each.
+#keep_journal = "365d"
 #recover_after = 15
 
 [broker]

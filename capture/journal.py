@@ -5,6 +5,7 @@ by a crash is closed off by the next writer, so that it never swallows its neigh
 reports it instead of guessing.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -91,11 +92,11 @@ class Journal:
 
     def read(self, camera: str) -> Iterator[Entry]:
         """Yield the lines of one camera in the order of their files; torn or foreign ones as such."""
-        for path in sorted((self.directory / camera).glob("????-??-??.jsonl")):
+        for path in day_files(self.directory / camera):
             yield from self._read_file(path)
 
     def _read_file(self, path: Path) -> Iterator[Entry]:
-        with path.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # its day may go meanwhile
             number = 0
             while line := file.readline(LONGEST_LINE):
                 number += 1
@@ -104,7 +105,7 @@ class Journal:
 
     def last_segment(self, camera: str) -> SegmentName | None:
         """Return the segment that was closed last, as far as the two newest files tell."""
-        for path in sorted((self.directory / camera).glob("????-??-??.jsonl"))[:-3:-1]:
+        for path in day_files(self.directory / camera)[:-3:-1]:
             found = None
             for entry in self._read_file(path):
                 if entry.event in {Event.CLOSED, Event.RECOVERED}:
@@ -115,11 +116,16 @@ class Journal:
 
     def last_told(self, camera: str) -> datetime | None:
         """Return up to when the camera's video and gaps are known, as far as the two newest files tell."""
-        for path in sorted((self.directory / camera).glob("????-??-??.jsonl"))[:-3:-1]:
+        for path in day_files(self.directory / camera)[:-3:-1]:
             found = [moment for entry in self._read_file(path) if (moment := _end_of(entry)) is not None]
             if found:
                 return found[-1]
         return None
+
+
+def day_files(directory: Path) -> list[Path]:
+    """Return the files of a camera's journal, a day each, the oldest first; none where there is none."""
+    return sorted(directory.glob("????-??-??.jsonl"))
 
 
 def _end_of(entry: Entry) -> datetime | None:

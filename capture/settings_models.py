@@ -87,6 +87,7 @@ class SpoolSettings(_Section):
     create: bool = True
     sweep_after: Annotated[Seconds, Field(ge=60)] = 3600.0
     keep_rejected: Annotated[Seconds, Field(ge=60)] = 7 * 86400.0
+    keep_journal: Annotated[Seconds, Field(ge=2 * 86400)] = 365 * 86400.0
     recover_after: Annotated[Seconds, Field(ge=1)] = 15.0
     max_bytes: Annotated[ByteSize, Field(ge=1_000_000)] | None = None
     min_free: ByteSize | None = None

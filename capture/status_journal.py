@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from capture.journal import LONGEST_LINE, Entry, Event, parse_entry
+from capture.journal import LONGEST_LINE, Entry, Event, day_files, parse_entry
 from capture.segment import SegmentName, rfc3339
 
 WINDOW_SECONDS = 300.0
@@ -154,7 +154,7 @@ class CameraJournal:
 
     def recent(self, now: datetime) -> Recent:
         """Look once more. Raises OSError when a file cannot be read."""
-        paths = sorted(self._directory.glob("????-??-??.jsonl"))[-2:]
+        paths = day_files(self._directory)[-2:]
         known, self._read_to = self._read_to, {}
         for path in paths:
             try:

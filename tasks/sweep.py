@@ -1,8 +1,9 @@
-"""The sweep: session directories that owe nothing and were left alone for an hour."""
+"""The sweep: session directories that are over for an hour, and days of the journal beyond its limit."""
 
 import structlog
 
 from capture.handoff import SWEEP
+from capture.journal_trim import trim_journals
 from capture.upkeep import drop_expired
 from capture.upkeep import sweep as sweep_spool
 from tasks.celery import RelayTask, app
@@ -24,4 +25,6 @@ def _sweep(worker: Worker) -> str:
         log.error("segments_dropped", count=count, limit="spool.retention")
     removed = sweep_spool(worker.spool, sweep_after=limits.sweep_after, keep_rejected=limits.keep_rejected)
     worker.meter.swept(len(removed))
+    if worker.is_new_day() and (days := trim_journals(worker.spool, limits.keep_journal)):
+        log.info("journal_trimmed", days=days, limit="spool.keep_journal")
     return f"removed {len(removed)} session directories"

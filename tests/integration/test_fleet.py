@@ -221,7 +221,7 @@ def test_cameras_that_were_removed_leave_neither_descriptor_nor_thread(site):
     assert descriptors() >= max(seen) + 4 * len(names)
     site.reload(tables(one))
     site.until(lambda: descriptors() <= max(seen), "what they had open is closed")
-    assert camera_threads() == [f"camera {one}"]
+    site.until(lambda: camera_threads() == [f"camera {one}"], "their threads are gone")
     assert ffmpegs() == [one]
 
 

@@ -106,6 +106,26 @@ def test_looking_at_a_directory_does_not_make_it_young(spool):
     assert sweep() == "removed 1 session directories"
 
 
+def test_a_year_of_journal_is_kept_and_the_days_before_it_go_once_a_day(spool):
+    folder = spool.journal.directory / "door"
+    folder.mkdir(parents=True, exist_ok=True)
+    today = spool.clock.now().date()
+
+    def write(ago):
+        (folder / f"{today - timedelta(days=ago)}.jsonl").write_text("{}\n")
+
+    for ago in range(1, 400):
+        write(ago)
+
+    sweep()
+    kept = sorted(path.stem for path in folder.iterdir())
+    assert (len(kept), kept[0]) == (365, f"{today - timedelta(days=365)}")
+
+    write(399)
+    sweep()
+    assert len(list(folder.iterdir())) == 366
+
+
 def test_nothing_is_swept_where_the_mount_is_gone(spool):
     name = past_session(spool, age=2 * HOUR)
     tasks.worker.this_worker()

@@ -18,6 +18,7 @@ from tests.conftest import PACKET, add_segment, owed_path, start_session
 
 A = "relay-segments-door-20260601T120000Z-aaaaaaaa"
 B = "relay-segments-door-20260601T130000Z-bbbbbbbb"
+OLD = "relay-segments-door-20260531T235950Z-cccccccc"  # it began before the first day of the journal
 JOURNAL = Path("journal/door/2026-06-01.jsonl")
 DIGEST = hashlib.sha256(PACKET * 4).hexdigest()  # of what `add_segment` writes
 
@@ -227,6 +228,36 @@ CASES = {
         {A: files(1), B: files(2)},
         "0 2 0 0 0",
         {Kind.HOLE: 1},
+    ),
+    "first numbers missing from a session that began before the journal": (
+        [*closed(1), *closed(7, 8, session=OLD)],
+        {A: files(1), OLD: files(7, 8)},
+        "0 3 0 0 0",
+        {Kind.PUT_AWAY: 1},
+    ),
+    "so many missing from it that nobody counts them": (
+        [*closed(1), *closed(3_000_000, session=OLD)],
+        {A: files(1), OLD: files(3_000_000)},
+        "0 2 0 0 0",
+        {Kind.PUT_AWAY: 1},
+    ),
+    "what such a session delivered later": (
+        [line(Event.DELIVERED, 3, OLD), *closed(5, session=OLD)],
+        {OLD: files(5)},
+        "1 1 0 0 0",
+        {Kind.PUT_AWAY: 2, Kind.UNANNOUNCED: 1},
+    ),
+    "a hole in such a session after its first line": (
+        [*closed(1), *closed(7, 9, session=OLD)],
+        {A: files(1), OLD: files(7, 9)},
+        "0 3 0 0 0",
+        {Kind.PUT_AWAY: 1, Kind.HOLE: 1},
+    ),
+    "a segment lost from such a session": (
+        [*closed(1), *closed(7, 8, session=OLD)],
+        {A: files(1), OLD: files(7)},
+        "0 2 0 0 1",
+        {Kind.PUT_AWAY: 1, Kind.LOST: 1},
     ),
     "a hole as wide as the numbers": (
         [*closed(1), *closed(99_999_999)],
