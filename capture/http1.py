@@ -8,7 +8,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
@@ -230,10 +230,11 @@ def _talk(kept: _Kept, request: Request) -> Reply:
     )
     kept.socket.settimeout(request.seconds)
     try:
-        _send(kept, kept.state.send_with_data_passthrough(head), request.seconds)
+        _send(kept, kept.state.send(head), request.seconds)  # at once: h11 has a part for each header
         for piece in request.body() if request.body else ():
-            _send(kept, kept.state.send_with_data_passthrough(h11.Data(data=piece)), request.seconds)
-        _send(kept, kept.state.send_with_data_passthrough(h11.EndOfMessage()), request.seconds)
+            for part in kept.state.send_with_data_passthrough(h11.Data(data=piece)) or ():  # without a copy
+                _send(kept, part, request.seconds)
+        _send(kept, kept.state.send(h11.EndOfMessage()), request.seconds)
     except _BrokenError as error:
         # A server that refuses what is long may say so, and close without reading all of it.
         words = str(error)
@@ -248,17 +249,16 @@ class _BrokenError(ExchangeError):
     """The connection broke while a request was sent."""
 
 
-def _send(kept: _Kept, parts: Iterable[bytes] | None, seconds: float) -> None:
-    for part in parts or ():
-        left = memoryview(part)
-        while left:
-            try:
-                left = left[kept.socket.send(left) :]
-            except TimeoutError as error:
-                words = _words(error) if error.errno else f"nothing could be sent for {seconds:g} s"
-                raise ExchangeError(words, timed_out=True) from error
-            except OSError as error:
-                raise _BrokenError(f"the connection broke while sending: {_words(error)}") from error
+def _send(kept: _Kept, part: bytes | None, seconds: float) -> None:
+    left = memoryview(part or b"")
+    while left:
+        try:
+            left = left[kept.socket.send(left) :]
+        except TimeoutError as error:
+            words = _words(error) if error.errno else f"nothing could be sent for {seconds:g} s"
+            raise ExchangeError(words, timed_out=True) from error
+        except OSError as error:
+            raise _BrokenError(f"the connection broke while sending: {_words(error)}") from error
 
 
 def _answer(kept: _Kept, seconds: float, *, broken: str = "") -> Reply:

@@ -63,6 +63,45 @@ def test_an_answer_is_read_to_its_end_and_the_connection_used_again(client, answ
         assert len(accepted) == 1
 
 
+class Watched(socket.socket):
+    """A socket that keeps what each call sent."""
+
+    def __init__(self, *, fileno):
+        super().__init__(fileno=fileno)
+        self.sent = []
+
+    def send(self, data):
+        count = super().send(data)
+        self.sent.append(bytes(data[:count]))
+        return count
+
+
+def test_the_head_of_a_request_leaves_in_one_piece_and_the_body_as_it_comes(client, monkeypatch):
+    connected, watched = capture.http1._connected, []
+
+    def watching(place, seconds):
+        with connected(place, seconds) as found:
+            watched.append(Watched(fileno=found.detach()))
+        watched[0].settimeout(seconds)
+        return watched[0]
+
+    def script(connection, reader):
+        head_of(reader)
+        assert reader.read(7) == b"onetwo3"
+        connection.sendall(NO_CONTENT)
+
+    monkeypatch.setattr(capture.http1, "_connected", watching)
+    with peer(script) as (url, _):
+        headers = {"Content-Length": "7", "X-One": "1", "X-Two": "2"}
+        body = lambda: iter([b"one", b"two", b"3"])  # noqa: E731
+        assert client.exchange(Request("POST", Place.of(url), headers, body, 5.0, 5.0)).status == 204
+
+    head, *rest = watched[0].sent
+    assert head.startswith(b"POST /x HTTP/1.1\r\n")
+    assert head.endswith(b"\r\n\r\n")
+    assert rest == [b"one", b"two", b"3"]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
