@@ -16,7 +16,8 @@ def split(path: Path, change: Change, *, tables: bytes, rest: Path) -> None:
     """Leave what comes before the change in `path`; write the rest, with `tables` before it, to `rest`.
 
     The rest is on the disk before anything is taken from the file: a crash between the two leaves both, and
-    no frame is lost. Raises OSError, and then leaves the file as it was.
+    no frame is lost. Raises OSError, and then leaves the file as it was; what else is raised, at any moment,
+    leaves either that or both parts.
     """
     draft = rest.with_name(f".{rest.name}.cut")
     try:
@@ -31,7 +32,8 @@ def split(path: Path, change: Change, *, tables: bytes, rest: Path) -> None:
         os.truncate(path, change.offset)
     except BaseException:
         draft.unlink(missing_ok=True)
-        rest.unlink(missing_ok=True)
+        if path.stat().st_size > change.offset:  # else it was cut, and nobody else has the rest
+            rest.unlink(missing_ok=True)
         raise
 
 

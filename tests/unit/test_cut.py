@@ -43,6 +43,37 @@ def test_where_there_is_no_room_for_the_rest_nothing_is_touched(mixed, monkeypat
     assert list(mixed.parent.iterdir()) == [mixed]
 
 
+class TimeLimitError(Exception):
+    """What Celery raises in the middle of anything."""
+
+
+def test_a_time_limit_right_after_the_cut_does_not_cost_the_rest(mixed, monkeypatch):
+    whole, scan, rest = mixed.read_bytes(), scan_file(mixed), mixed.with_name("00000001.ts")
+    truncate = cut.os.truncate
+
+    def interrupted(path, length):
+        truncate(path, length)
+        raise TimeLimitError
+
+    monkeypatch.setattr(cut.os, "truncate", interrupted)
+    with pytest.raises(TimeLimitError):
+        split(mixed, scan.changes[0], tables=scan.tables, rest=rest)
+    assert mixed.read_bytes() + rest.read_bytes().removeprefix(scan.tables) == whole
+
+
+def test_a_file_that_cannot_be_cut_stays_whole_and_leaves_no_second_copy(mixed, monkeypatch):
+    whole, scan = mixed.read_bytes(), scan_file(mixed)
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cut.os, "truncate", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        split(mixed, scan.changes[0], tables=scan.tables, rest=mixed.with_name("00000001.ts"))
+    assert mixed.read_bytes() == whole
+    assert list(mixed.parent.iterdir()) == [mixed]
+
+
 @pytest.mark.parametrize(("duration", "expected"), [(3.0, 2.0), (1.5, 1.5), (0.0, 0.0)])
 def test_the_time_before_a_change_is_never_longer_than_the_segment(mixed, duration, expected):
     scan = scan_file(mixed)
