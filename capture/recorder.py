@@ -221,25 +221,36 @@ class Recorder:
     def settle(self, place: Place = lambda _, guess: guess) -> None:
         """Close what an ffmpeg that is gone left open. Raises OSError, RelayError.
 
-        `place` says when one began, given its stream time in seconds and what its file tells.
+        `place` says when one began, given its stream time in seconds and what its file tells. One that cannot
+        be closed does not keep the others: what it raises is raised at the end.
         """
         self._growing = None
+        trouble: OSError | None = None
         left = [(desk, desk.session.spool.open_segments(desk.session.name)) for desk in self._desks()]
         # Of all, before the first that is moved or cannot be closed: nothing may be written over any.
-        for desk, numbers in left:
-            desk.next_sequence = max([desk.next_sequence, *(number + 1 for number in numbers)])
+        for desk, _ in left:
+            taken = desk.session.spool.open_numbers(desk.session.name)
+            desk.next_sequence = max([desk.next_sequence, *(number + 1 for number in taken)])
         for desk, numbers in left:
             for number in numbers:
                 if desk not in self._desks():  # ended on the way: recover looks after what it left
                     break
-                measured = desk.session.measure(number)
-                if measured is not None:
-                    path = desk.path(number)
-                    scan = scan_file(path)
-                    self._learn(scan)
-                    start = place(measured.first, measured.start)
-                    self._put(path, start, measured.duration, scan, Event.RECOVERED)
+                try:
+                    self._salvage(desk, number, place)
+                except OSError as error:
+                    trouble = trouble or error
+        if trouble is not None:
+            raise trouble
         self._retire_writer()
+
+    def _salvage(self, desk: _Desk, number: int, place: Place) -> None:
+        measured = desk.session.measure(number)
+        if measured is not None:
+            path = desk.path(number)
+            scan = scan_file(path)
+            self._learn(scan)
+            start = place(measured.first, measured.start)
+            self._put(path, start, measured.duration, scan, Event.RECOVERED)
 
     def _put(
         self,
@@ -313,7 +324,7 @@ class Recorder:
             raise ValueError("a segment without a session")
         session, number = target.session, parse_open_name(path.name) or 0
         if path.parent != session.open_directory:
-            taken = session.spool.open_segments(session.name)
+            taken = session.spool.open_numbers(session.name)
             number = max([target.next_sequence, *(each + 1 for each in taken)])
             path.rename(session.open_directory / open_name(number))
         target.next_sequence = max(target.next_sequence, number + 1)

@@ -159,12 +159,21 @@ class Session:
         return Measured(start, duration, span[0] if span else 0.0)
 
     def salvage(self) -> list[Owed]:
-        """Close what a dead ffmpeg left open, cut to whole packets, and in two where its picture changes."""
+        """Close what a dead ffmpeg left open, cut to whole packets, and in two where its picture changes.
+
+        One that cannot be salvaged does not keep the others. Raises OSError at the end then.
+        """
         found: list[Owed] = []
+        trouble: OSError | None = None
         for number in self.spool.open_segments(self.name):
-            measured = self.measure(number)
-            if measured is not None:
-                found += self._salvage_pieces(number, measured.start, measured.duration)
+            try:
+                measured = self.measure(number)
+                if measured is not None:
+                    found += self._salvage_pieces(number, measured.start, measured.duration)
+            except OSError as error:
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
         return found
 
     def _highest_number(self) -> int:
@@ -179,7 +188,7 @@ class Session:
             if entry.fields.get("session") == str(self.name)
         )
         journalled = [segment.sequence for segment in told if segment is not None]
-        return max([*self.spool.open_segments(self.name), *closed, *journalled])
+        return max([*self.spool.open_numbers(self.name), *closed, *journalled])
 
     def _salvage_pieces(self, sequence: int, start: datetime, duration: float) -> list[Owed]:
         found: list[Owed | None] = []

@@ -159,9 +159,20 @@ class Spool:
             return
 
     def open_segments(self, session: SessionName) -> list[int]:
-        """Return the sequence numbers of the segments being written."""
-        names = self._names(session, OPEN)
-        return sorted(number for name in names if (number := parse_open_name(name)) is not None)
+        """Return the sequence numbers of the segments being written: of regular files alone."""
+        return self._open_numbers(session, lambda entry: entry.is_file(follow_symlinks=False))
+
+    def open_numbers(self, session: SessionName) -> list[int]:
+        """Return the sequence numbers that are taken in `open/`, whatever has such a name there."""
+        return self._open_numbers(session, lambda _: True)
+
+    def _open_numbers(self, session: SessionName, counts: Callable[["os.DirEntry[str]"], bool]) -> list[int]:
+        try:
+            with os.scandir(self.session_path(session) / OPEN) as entries:
+                found = [parse_open_name(entry.name) for entry in entries if counts(entry)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(number for number in found if number is not None)
 
     def debts(self, camera: str | None = None) -> Iterator[Debt]:
         """Yield what is owed, oldest session first within a camera."""

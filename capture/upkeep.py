@@ -4,9 +4,11 @@ Each works from what the directories say now. What they remember between rounds 
 """
 
 import contextlib
+import math
 import os
 import shutil
 import socket
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,7 +29,10 @@ STALE_SEGMENTS = 5
 SILENT_SECONDS = 180.0  # an agent whose camera is away shows a sign of life every minute
 LONGEST_SEGMENT = 600.0
 _TELL_AGAIN_SECONDS = 30.0
+_TELL_TROUBLE_SECONDS = 60.0
 REJECTED_AGAIN_SECONDS = 600.0  # until the cloud is told again what it would not hear
+
+_told: dict[SessionName, float] = {}  # of which session's trouble, when; monotonic seconds
 
 log = structlog.get_logger()
 
@@ -47,11 +52,21 @@ def close_dead_sessions(spool: Spool, camera: str | None = None) -> list[tuple[S
         try:
             segments = _close_if_dead(spool, name)
         except OSError as error:  # one bad entry, or no room: nobody else's recovery waits for it
-            log.warning("salvage_postponed", camera=name.camera, session=str(name), reason=error.strerror)
+            if _is_news(name):
+                log.warning("salvage_postponed", camera=name.camera, session=str(name), reason=error.strerror)
             continue
         if segments is not None:
             closed.append((name, segments))
     return closed
+
+
+def _is_news(name: SessionName) -> bool:
+    """Tell whether a session's trouble was not told within the last minute: it is met every five seconds."""
+    now = time.monotonic()
+    if now - _told.get(name, -math.inf) < _TELL_TROUBLE_SECONDS:
+        return False
+    _told[name] = now
+    return True
 
 
 def _close_if_dead(spool: Spool, name: SessionName) -> int | None:

@@ -76,6 +76,23 @@ def test_a_session_goes_on_over_restarts_of_ffmpeg(desk):
     assert [what for _, what in desk.told] == ["started", "ended"]
 
 
+def test_an_open_segment_that_cannot_be_read_does_not_keep_the_others(desk, monkeypatch):
+    measure = Session.measure
+
+    def fails_for_one(self, sequence):
+        if sequence == 2:
+            raise OSError(5, "Input/output error")
+        return measure(self, sequence)
+
+    monkeypatch.setattr(Session, "measure", fails_for_one)
+    desk.close(SMALL)
+    desk.write(SMALL)
+    desk.write(SMALL)
+    with pytest.raises(OSError, match="Input/output"):
+        desk.recorder.settle()
+    assert desk.pictures() == [[(1, 320), (3, 320)]]
+
+
 def test_a_segment_whose_picture_changes_is_cut_and_a_new_session_begins(desk):
     desk.close(SMALL, SMALL)
     desk.close(SMALL, LARGE, LARGE)

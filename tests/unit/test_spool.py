@@ -14,7 +14,7 @@ from capture.claim import HostileNameError, claim, parse_names, parse_session
 from capture.errors import ConfigError
 from capture.journal import Event, Journal
 from capture.segment import SegmentName
-from capture.session import adopt, lock_session
+from capture.session import Session, adopt, lock_session
 from capture.spool import MARKER, Spool, read_json, write_json
 from capture.upkeep import requeue_rejected
 from tests.conftest import PACKET, add_segment, start_session
@@ -164,6 +164,35 @@ def test_what_was_left_open_is_cut_to_whole_packets_and_becomes_owed(spool):
     assert salvaged[0].size == 3 * 188
     assert spool.open_segments(session.name) == []
     assert [event for event, _ in events(spool)] == [Event.RECOVERED]
+
+
+def test_one_open_segment_that_cannot_be_salvaged_does_not_keep_the_others(spool, monkeypatch):
+    measure = Session.measure
+
+    def fails_for_one(self, sequence):
+        if sequence == 2:
+            raise OSError(5, "Input/output error")
+        return measure(self, sequence)
+
+    monkeypatch.setattr(Session, "measure", fails_for_one)
+    with start_session(spool) as session:
+        for number in (1, 2, 3):
+            session.open_path(number).write_bytes(PACKET)
+        with pytest.raises(OSError, match="Input/output"):
+            session.salvage()
+    assert [segment.sequence for segment in spool.segments(session.name)] == [1, 3]
+    assert spool.open_segments(session.name) == [2]
+
+
+def test_what_is_no_file_is_no_open_segment_and_its_number_is_taken(spool, tmp_path):
+    with start_session(spool) as session:
+        session.open_path(1).write_bytes(PACKET)
+        session.open_path(2).mkdir()
+        session.open_path(3).symlink_to(tmp_path / "elsewhere")
+        os.mkfifo(session.open_path(4))
+        assert spool.open_segments(session.name) == [1]
+        assert spool.open_numbers(session.name) == [1, 2, 3, 4]
+        assert [owed.segment.sequence for owed in session.salvage()] == [1]
 
 
 def test_a_session_that_cannot_be_made_leaves_nothing_behind(spool, monkeypatch):
