@@ -184,7 +184,7 @@ class Ledger:
                 return None
             found = self._sessions[text] = _Session(
                 is_first=not self._sessions,
-                is_older=self._first_day is not None and f"{self._first_day:%Y%m%d}" > name.id[:8],
+                is_older=self._first_day is not None and self._first_day > name.began,
             )
         return found
 

@@ -11,16 +11,18 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from capture.clock import Clock
-from capture.segment import SegmentName, is_camera_id, rfc3339
+from capture.segment import SegmentName, SessionName, is_camera_id, rfc3339
 
 LONGEST_LINE = 16 * 1024
+_TELLING_DAYS = 3
+_SPARE_DAYS = 2
 
 
 class Event(StrEnum):
@@ -96,12 +98,34 @@ class Journal:
             yield from self._read_file(path)
 
     def _read_file(self, path: Path) -> Iterator[Entry]:
+        for number, line in self._lines(path):
+            if line.strip():
+                yield parse_entry(line, path, number)
+
+    def _lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # its day may go meanwhile
-            number = 0
-            while line := file.readline(LONGEST_LINE):
-                number += 1
-                if line.strip():
-                    yield parse_entry(line, path, number)
+            yield from enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1)
+
+    def highest_number(self, session: SessionName) -> int:
+        """Return the highest sequence number that the lines about a session name; 0 where there are none.
+
+        Not all of a year's journal is read: numbers rise with time, so the newest days with such lines tell,
+        and none before the session began. Both with days to spare, for a clock that was set back.
+        """
+        highest, days = 0, 0
+        about = str(session).encode()
+        first = date.fromordinal(max(1, session.began.toordinal() - _SPARE_DAYS)).isoformat()
+        for path in reversed(day_files(self.directory / session.camera)):
+            if path.stem < first:
+                break
+            lines = (parse_entry(line, path, 0) for _, line in self._lines(path) if about in line)
+            its = (entry for entry in lines if entry.fields.get("session") == str(session))
+            names = (SegmentName.parse(str(entry.fields.get("segment"))) for entry in its)
+            of_day = max((name.sequence for name in names if name), default=0)
+            highest, days = max(highest, of_day), days + (of_day > 0)
+            if days == _TELLING_DAYS:
+                break
+        return highest
 
     def last_segment(self, camera: str) -> SegmentName | None:
         """Return the segment that was closed last, as far as the two newest files tell."""

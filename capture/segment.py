@@ -3,7 +3,7 @@
 import re
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Self
 
 SESSION_PREFIX = "relay-segments-"
@@ -46,6 +46,14 @@ class SessionName:
         """Read a directory name; None for anything else."""
         match = _SESSION_DIRECTORY.fullmatch(text)
         return cls(match["camera"], match["id"]) if match else None
+
+    @property
+    def began(self) -> date:
+        """The day on which it began, in UTC, by its host's clock; the first of all for one that is no day."""
+        try:
+            return date(int(self.id[:4]), int(self.id[4:6]), int(self.id[6:8]))
+        except ValueError:
+            return date.min
 
     def __str__(self) -> str:
         return f"{SESSION_PREFIX}{self.camera}-{self.id}"

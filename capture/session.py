@@ -182,13 +182,8 @@ class Session:
         A session never gives one to two segments: the cloud would take the second for the first again.
         """
         closed = [segment.sequence for segment in self.spool.segments(self.name)]
-        told = (
-            SegmentName.parse(str(entry.fields.get("segment")))
-            for entry in self.spool.journal.read(self.name.camera)
-            if entry.fields.get("session") == str(self.name)
-        )
-        journalled = [segment.sequence for segment in told if segment is not None]
-        return max([*self.spool.open_numbers(self.name), *closed, *journalled])
+        journalled = self.spool.journal.highest_number(self.name)
+        return max([*self.spool.open_numbers(self.name), *closed, journalled])
 
     def _salvage_pieces(self, sequence: int, start: datetime, duration: float) -> list[Owed]:
         found: list[Owed | None] = []

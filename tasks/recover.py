@@ -47,17 +47,30 @@ def recover(going: object = False, afresh: object = False) -> str:  # noqa: FBT0
 
 
 def _recover(worker: Worker, *, going: bool, afresh: bool) -> str:
-    # A lane is free where something is going: that must not wait for beat because two ask at once.
-    with exclusive(worker.spool.state / "recover.lock", wait=ROUND_SECONDS if going else 0.0) as mine:
-        return _round(worker, going=going, afresh=afresh) if mine else "another worker is at it"
-
-
-def _round(worker: Worker, *, going: bool, afresh: bool) -> str:
-    worker.meter.recover_ran()
     # In the middle of a backlog only the next batches count; the rest is for the ticks.
     is_tick = afresh or not going
-    for session, segments in close_dead_sessions(worker.spool) if is_tick else []:
-        log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
+    if is_tick:
+        _salvage(worker)
+    # A lane is free where something is going: that must not wait for beat because two ask at once.
+    with exclusive(worker.spool.state / "recover.lock", wait=ROUND_SECONDS if going else 0.0) as mine:
+        if not mine:
+            return "another worker is at it"
+        return _round(worker, going=going, afresh=afresh, is_tick=is_tick)
+
+
+def _salvage(worker: Worker) -> None:
+    """Close dead sessions, one process at a time: that can take long, and nobody's messages wait for it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            is_mine = stack.enter_context(exclusive(worker.spool.state / "salvage.lock"))
+        except OSError:  # a full disk has no room for a lock
+            is_mine = True
+        for session, segments in close_dead_sessions(worker.spool) if is_mine else []:
+            log.info("session_salvaged", camera=session.camera, session=str(session), segments=segments)
+
+
+def _round(worker: Worker, *, going: bool, afresh: bool, is_tick: bool) -> str:
+    worker.meter.recover_ran()
     if afresh:
         worker.memory.clear()
     if going:

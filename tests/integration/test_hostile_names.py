@@ -32,7 +32,7 @@ SEGMENT = "0000000{}_20260601T120000.000Z_2000.ts"
 SESSION = "relay-segments-{}-20260601T120000Z-aaaaaaaa"
 MISSING = SESSION.format("away")
 # What a look may make or renew.
-HELD = {".lock", ".telling.lock", "recover.lock", "rejected.lock", "recover.json"}
+HELD = {".lock", ".telling.lock", "recover.lock", "salvage.lock", "rejected.lock", "recover.json"}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 import tasks.recover
 import tasks.sweep
@@ -354,6 +355,32 @@ def test_only_one_recovers_at_a_time(spool, broker):
         assert recover() == "another worker is at it"
     assert uploads(broker) == []
     recover()
+    assert len(uploads(broker)) == 3
+
+
+def test_while_one_salvages_for_long_others_send(spool, broker):
+    past_session(spool, owes=3)
+    with new_session(spool) as session:
+        write_open(session, 1)
+    with (spool.state / "salvage.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        recover()
+        assert len(uploads(broker)) == 3
+        assert spool.open_segments(session.name) == [1]
+    recover()
+    assert spool.open_segments(session.name) == []
+
+
+def test_a_salvage_that_takes_too_long_leaves_the_round_to_others(spool, broker, monkeypatch):
+    past_session(spool, owes=3)
+
+    def takes_too_long(_):
+        recover()  # the next tick, of another process
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(tasks.recover, "close_dead_sessions", takes_too_long)
+    with pytest.raises(SoftTimeLimitExceeded):
+        recover()
     assert len(uploads(broker)) == 3
 
 

@@ -13,7 +13,7 @@ from capture import claim as claim_module
 from capture.claim import HostileNameError, claim, parse_names, parse_session
 from capture.errors import ConfigError
 from capture.journal import Event, Journal
-from capture.segment import SegmentName
+from capture.segment import SegmentName, SessionName
 from capture.session import Session, adopt, lock_session
 from capture.spool import MARKER, Spool, read_json, write_json
 from capture.upkeep import requeue_rejected
@@ -404,6 +404,30 @@ def test_the_last_segment_is_found_behind_later_lines(spool):
     spool.journal.append("door", Event.GAP, cause="x")
     assert spool.journal.last_segment("door") == second.segment
     assert spool.journal.last_segment("yard") is None
+
+
+def test_the_highest_number_of_a_session_is_found_without_reading_a_year_of_journal(tmp_path):
+    journal = Journal(tmp_path)
+    folder = tmp_path / "door"
+    folder.mkdir()
+    name = SessionName.parse("relay-segments-door-20260601T120000Z-aaaaaaaa")
+
+    def line(number, session=name):
+        segment = f"{number:08d}_20260601T120000.000Z_2000.ts"
+        return json.dumps({"event": "closed", "session": str(session), "segment": segment}) + "\n"
+
+    other = SessionName("door", "20260701T120000Z-bbbbbbbb")
+    (folder / "2026-06-01.jsonl").mkdir()  # nothing that can be read
+    (folder / "2026-06-02.jsonl").write_text(line(900) + "{torn\n")
+    (folder / "2026-06-03.jsonl").write_text(line(7) + line(12) + line(9))
+    (folder / "2026-06-04.jsonl").write_text(line(11) + json.dumps({"event": "gap", "cause": f"{name}/99"}))
+    (folder / "2026-07-01.jsonl").write_text(line(5000, other) * 3)
+
+    assert journal.highest_number(name) == 900
+    assert journal.highest_number(other) == 5000
+    assert journal.highest_number(SessionName("yard", name.id)) == 0
+    (folder / "2026-06-01.jsonl").rmdir()
+    assert journal.highest_number(SessionName("door", "00010101T000000Z-aaaaaaaa")) == 0
 
 
 def test_a_small_file_is_read_whole_or_as_empty(tmp_path):
