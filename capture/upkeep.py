@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import structlog
 from capture.claim import HostileNameError, claim
 from capture.journal import Event
 from capture.locks import exclusive, one_after_the_other
-from capture.segment import SessionName, rfc3339
+from capture.segment import SegmentName, SessionName, rfc3339
 from capture.session import adopt
 from capture.spool import REJECTED, SESSION_FILE, Spool, read_json
 
@@ -30,6 +30,7 @@ SILENT_SECONDS = 180.0  # an agent whose camera is away shows a sign of life eve
 LONGEST_SEGMENT = 600.0
 _TELL_AGAIN_SECONDS = 30.0
 _TELL_TROUBLE_SECONDS = 60.0
+_SHARE_A_SYNC = 64  # lines
 REJECTED_AGAIN_SECONDS = 600.0  # until the cloud is told again what it would not hear
 
 _told: dict[SessionName, float] = {}  # of which session's trouble, when; monotonic seconds
@@ -255,19 +256,28 @@ def _sweep_one(spool: Spool, name: SessionName, sweep_after: float, keep_rejecte
             return False
         if spool.has_segments(name) or spool.open_segments(name):
             return False
-        for segment in rejected:
-            spool.journal.append(
-                name.camera,
-                Event.DROPPED,
-                durable=True,
-                session=str(name),
-                segment=str(segment),
-                reason=f"rejected, and kept for {keep_rejected:.0f} s",
-            )
+        _drop_rejected(spool, name, rejected, reason=f"rejected, and kept for {keep_rejected:.0f} s")
         shutil.rmtree(path)
         for note in (REGISTERED_NOTE, ENDED_NOTE):
             (spool.state / f"asked-{name}{note}").unlink(missing_ok=True)
     return True
+
+
+def _drop_rejected(spool: Spool, name: SessionName, segments: Sequence[SegmentName], *, reason: str) -> None:
+    """Journal and remove them some at a time, so that a sweep that is cut short has not been in vain."""
+    folder = spool.session_path(name) / REJECTED
+    for begin in range(0, len(segments), _SHARE_A_SYNC):
+        some = segments[begin : begin + _SHARE_A_SYNC]
+        lines: list[dict[str, object]] = [
+            {"session": str(name), "segment": str(segment), "reason": reason} for segment in some
+        ]
+        before = folder.stat()
+        spool.journal_for_sure(name.camera, Event.DROPPED, *lines)
+        for segment in some:
+            (folder / f"{segment}.json").unlink(missing_ok=True)
+            (folder / str(segment)).unlink(missing_ok=True)
+        # What is removed here makes nobody young: the rest would be kept for as long again.
+        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _newest_mtime(path: Path) -> float:

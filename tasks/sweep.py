@@ -23,8 +23,16 @@ def _sweep(worker: Worker) -> str:
     limits = worker.settings.spool
     if limits.retention is not None and (count := drop_expired(worker.spool, limits.retention)):
         log.error("segments_dropped", count=count, limit="spool.retention")
+    _trim_journals(worker, limits.keep_journal)
     removed = sweep_spool(worker.spool, sweep_after=limits.sweep_after, keep_rejected=limits.keep_rejected)
     worker.meter.swept(len(removed))
-    if worker.is_new_day() and (days := trim_journals(worker.spool, limits.keep_journal)):
-        log.info("journal_trimmed", days=days, limit="spool.keep_journal")
     return f"removed {len(removed)} session directories"
+
+
+def _trim_journals(worker: Worker, keep_seconds: float) -> None:
+    """Do so once on each day."""
+    today = worker.spool.clock.now().date()
+    if worker.journals_trimmed_on != today:
+        if days := trim_journals(worker.spool, keep_seconds):
+            log.info("journal_trimmed", days=days, limit="spool.keep_journal")
+        worker.journals_trimmed_on = today

@@ -55,7 +55,7 @@ class Worker:
         self.meter.watch(self.spool.journal)
         self._left_at = float("-inf")
         self._is_mounted = True
-        self._day: date | None = None
+        self.journals_trimmed_on: date | None = None
         self._tls: ssl.SSLContext | None = None
         live = LiveBytes(self.spool.state)
         self.sender = Sender(self._client, live, is_slow=lambda: bool(self.narrow.too_large()))
@@ -98,11 +98,6 @@ class Worker:
             if self.is_mounted():
                 raise
             return NOT_MOUNTED
-
-    def is_new_day(self) -> bool:
-        """Tell whether this process has not been asked on this day before."""
-        before, self._day = self._day, self.spool.clock.now().date()
-        return self._day != before
 
     def report(self, outcome: Outcome, token: str, camera: str, *, is_probe: bool = True) -> None:
         """Tell the gate of an attempt for a camera, and everybody of what that changed."""

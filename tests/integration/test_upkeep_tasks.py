@@ -14,10 +14,10 @@ import tasks.sweep
 import tasks.worker
 from capture.claim import claim
 from capture.handoff import BACKLOG, END_SESSION, LIVE, REGISTER_CAMERA, UPLOAD_BATCH, UPLOAD_SEGMENT
-from capture.journal import Event
+from capture.journal import Event, Journal
 from capture.segment import rfc3339
 from capture.session import lock_session
-from capture.spool import MARKER, SESSION_FILE, SESSION_LOCK, write_json
+from capture.spool import MARKER, REJECTED, SESSION_FILE, SESSION_LOCK, write_json
 from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE
 from tasks.pace import Learnt
 from tasks.recover import recover
@@ -88,6 +88,37 @@ def test_rejected_segments_are_kept_a_week_and_then_dropped_with_a_journal_line(
     sweep()
     assert (spool.sessions() == [name]) is kept
     assert (events(spool)[-1] == Event.DROPPED) is not kept
+
+
+def test_a_sweep_that_is_cut_short_goes_on_where_it_was_and_drops_nothing_twice(spool, monkeypatch):
+    name = past_session(spool, owes=200)
+    folder = spool.session_path(name) / REJECTED
+    folder.mkdir()
+    for segment in spool.segments(name):
+        spool.segment_path(name, segment).rename(folder / str(segment))
+        write_json(folder / f"{segment}.json", {"status": 413})
+    make_older(spool.session_path(name), 8 * 24 * HOUR)
+    write, written = Journal.append_all, []
+
+    def cut_short(self, camera, event, rows, **options):
+        if len(written) == 2:
+            written.clear()
+            raise SoftTimeLimitExceeded
+        written.append(event)
+        write(self, camera, event, rows, **options)
+
+    monkeypatch.setattr(Journal, "append_all", cut_short)
+    with pytest.raises(SoftTimeLimitExceeded):
+        sweep()
+    left = len(spool.segments(name, REJECTED))
+    assert 0 < left < 200
+    assert len(list(folder.iterdir())) == 2 * left
+
+    monkeypatch.setattr(Journal, "append_all", write)
+    assert sweep() == "removed 1 session directories"
+    lines = [entry for entry in spool.journal.read("gate") if entry.event is Event.DROPPED]
+    dropped = [entry.fields["segment"] for entry in lines]
+    assert (len(dropped), len(set(dropped))) == (200, 200)
 
 
 def test_a_live_session_is_kept_however_long_its_camera_was_silent(spool):
