@@ -14,9 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from capture.durable import sync_directory
 from capture.journal import Event
 from capture.segment import SegmentName, SessionName, rfc3339
-from capture.spool import REJECTED, Spool, is_full, sync_directory, write_json
+from capture.spool import REJECTED, Spool, is_full, write_json
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # For writing, because a lock over NFS needs that; non-blocking, so that a planted FIFO cannot hold us.

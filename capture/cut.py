@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from capture.durable import sync_directory
 from capture.mpegts import CLOCK_HZ, WRAP
 from capture.scan import Change, Scan
-from capture.spool import sync_directory
 
 # Of one segment; a picture that changes faster than a camera's can is noise, and is left as it is.
 MOST_PIECES = 16

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from capture.clock import Clock
+from capture.durable import sync_directory
 from capture.segment import SegmentName, SessionName, is_camera_id, rfc3339
 
 LONGEST_LINE = 16 * 1024
@@ -73,12 +74,16 @@ class Journal:
         except FileNotFoundError:
             # Without its parents: where the spool is not mounted, nothing must be made.
             path.parent.mkdir(exist_ok=True)
+            sync_directory(self.directory)
             descriptor = _open_append(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            is_first = os.fstat(descriptor).st_size == 0
             _write_whole(descriptor, "".join(f"{line}\n" for line in lines).encode())
             if durable:
                 os.fdatasync(descriptor)
+            if is_first:  # of the day: later lines that are synced are in vain without their file's name
+                sync_directory(path.parent)
         finally:
             os.close(descriptor)
         if self.observer is not None:

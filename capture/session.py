@@ -14,6 +14,7 @@ import structlog
 
 from capture import mpegts
 from capture.cut import MOST_PIECES, seconds_before, split
+from capture.durable import sync_directory
 from capture.journal import Event
 from capture.scan import Digest, scan_file
 from capture.segment import SegmentName, SessionName, open_name, rfc3339
@@ -24,7 +25,6 @@ from capture.spool import (
     SESSION_FILE,
     SESSION_LOCK,
     Spool,
-    sync_directory,
     write_json,
 )
 
@@ -276,7 +276,7 @@ def adopt(spool: Spool, name: SessionName) -> Session | None:
     if lock is None:
         return None
     try:
-        return Session(spool, name, lock, spool.session_info(name))
+        return Session(spool, name, lock, spool.session_info_for_sure(name))
     except BaseException:
         os.close(lock)
         raise

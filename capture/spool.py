@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from capture.clock import Clock
+from capture.durable import sync_directory
 from capture.errors import ConfigError, SpoolFullError
 from capture.journal import Event, Journal
 from capture.segment import SESSION_PREFIX, SegmentName, SessionName, looks_closed, parse_open_name
@@ -34,6 +35,8 @@ OPEN = "open"
 REJECTED = "rejected"
 REFUSED_FILE = "refused.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# What says nothing of a file, and passes. A bad sector does not: that file counts as damaged.
+_PASSES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 _HARMLESS = {"lost+found"}
 BALLAST = "ballast"
 BALLAST_BYTES = 256 * 1024
@@ -189,8 +192,12 @@ class Spool:
         )
 
     def session_info(self, session: SessionName) -> dict[str, Any]:
-        """Return session.json, or an empty table where it is missing or damaged."""
+        """Return session.json, or an empty table where it is missing, damaged or cannot be read."""
         return read_json(self.session_path(session) / SESSION_FILE)
+
+    def session_info_for_sure(self, session: SessionName) -> dict[str, Any]:
+        """Return the same for those who write it anew. Raises OSError where it cannot be read just now."""
+        return _read_json(self.session_path(session) / SESSION_FILE)
 
     def has_segments(self, session: SessionName) -> bool:
         """Tell whether a session owes anything; stops at the first."""
@@ -246,12 +253,24 @@ def _by_sequence(name: str) -> tuple[int, str]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return a small JSON object from a file; an empty one if it is missing, damaged or too large."""
     try:
+        return _read_json(path)
+    except OSError:
+        return {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the same. Raises OSError where another look may find more."""
+    try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return {}
             data = json.loads(file.read(_LARGEST_JSON))
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
+        return {}
+    except OSError as error:
+        if error.errno in _PASSES:
+            raise
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -280,15 +299,6 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _count(value: object) -> int:

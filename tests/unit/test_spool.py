@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +16,8 @@ from capture.errors import ConfigError
 from capture.journal import Event, Journal
 from capture.segment import SegmentName, SessionName
 from capture.session import Session, adopt, lock_session
-from capture.spool import MARKER, Spool, read_json, write_json
-from capture.upkeep import requeue_rejected
+from capture.spool import MARKER, SESSION_FILE, Spool, read_json, write_json
+from capture.upkeep import close_dead_sessions, requeue_rejected
 from tests.conftest import PACKET, add_segment, start_session
 
 MOMENT = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -110,7 +111,62 @@ def test_the_file_is_durable_before_it_is_renamed_and_renamed_before_it_is_journ
     with start_session(spool) as session:
         steps.clear()
         add_segment(session, 1)
-    assert steps == [str(session.open_directory / "00000001.ts"), str(session.path), "journal"]
+    assert steps[:3] == [str(session.open_directory / "00000001.ts"), str(session.path), "journal"]
+
+
+def test_the_name_of_a_new_day_of_the_journal_is_on_the_disk_with_its_first_line(spool, clock, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (synced.append(Path(f"/proc/self/fd/{fd}").readlink().name), real(fd)),
+    )
+    journal = Journal(spool.journal.directory, clock)
+    for seconds, expected in ((0, ["journal", "door"]), (5, []), (86400, ["door"])):
+        clock.step(seconds)
+        journal.append("door", Event.GAP, cause="x")
+        assert synced == expected
+        synced.clear()
+
+
+def leave_alone(session):
+    """Make it an hour older: without its file nobody knows which host's it is."""
+    moment = session.spool.clock.time() - 3600
+    for entry in [*session.path.rglob("*"), session.path]:
+        os.utime(entry, (moment, moment))
+
+
+def test_a_dead_session_whose_file_cannot_be_read_just_now_is_left_as_it_is(spool, monkeypatch):
+    with start_session(spool) as session:
+        session.open_path(1).write_bytes(PACKET)
+    leave_alone(session)
+    before = spool.session_info(session.name)
+    real = os.open
+
+    def too_many(path, *rest, **options):
+        if str(path).endswith(SESSION_FILE):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", too_many)
+        assert close_dead_sessions(spool) == []
+    assert spool.session_info(session.name) == before
+    assert [name for name, _ in close_dead_sessions(spool)] == [session.name]
+    assert spool.session_info(session.name).keys() >= before.keys()
+
+
+@pytest.mark.parametrize("content", [None, b"{torn", b"[]"])
+def test_a_dead_session_whose_file_is_missing_or_damaged_is_closed(spool, content):
+    with start_session(spool) as session:
+        session.open_path(1).write_bytes(PACKET)
+    (session.path / SESSION_FILE).unlink()
+    if content is not None:
+        (session.path / SESSION_FILE).write_bytes(content)
+    leave_alone(session)
+    assert [name for name, _ in close_dead_sessions(spool)] == [session.name]
+    assert spool.session_info(session.name)["ended_at"]
 
 
 def test_what_ffmpeg_could_not_write_on_a_full_disk_is_not_owed(spool):
