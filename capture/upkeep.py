@@ -277,7 +277,8 @@ def _drop_rejected(spool: Spool, name: SessionName, segments: Sequence[SegmentNa
             (folder / f"{segment}.json").unlink(missing_ok=True)
             (folder / str(segment)).unlink(missing_ok=True)
         # What is removed here makes nobody young: the rest would be kept for as long again.
-        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with contextlib.suppress(OSError):  # another user's
+            os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _newest_mtime(path: Path) -> float:
