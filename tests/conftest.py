@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -117,3 +118,32 @@ def owing(spool: Spool, camera: str, count: int) -> Session:
 
 def owed_path(session: Session, segment: SegmentName) -> Path:
     return session.path / str(segment)
+
+
+class Immutable:
+    """Makes files such that not even root can write or remove them."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+
+    def __call__(self, path: Path) -> None:
+        if not self._set("+i", [str(path)]):
+            pytest.skip("this file system, or this user, cannot make a file immutable")
+        self._paths.append(str(path))
+
+    def undo(self) -> None:
+        self._set("-i", self._paths)
+        self._paths = []
+
+    def _set(self, flag: str, paths: list[str]) -> bool:
+        try:
+            return subprocess.run(["chattr", flag, *paths], capture_output=True, check=False).returncode == 0
+        except FileNotFoundError:
+            return False
+
+
+@pytest.fixture
+def immutable() -> Iterator[Immutable]:
+    files = Immutable()
+    yield files
+    files.undo()

@@ -371,6 +371,19 @@ def test_a_probe_may_be_young_because_its_live_message_ended_at_the_gate(spool, 
     assert uploads(broker) == [("gate", 1)]
 
 
+@pytest.mark.parametrize("failures", [0, 3])
+def test_segments_that_cannot_be_opened_hold_up_neither_backlog_nor_probe(spool, broker, failures, capsys):
+    name = past_session(spool, owes=5)
+    for segment in spool.segments(name)[:4]:
+        spool.segment_path(name, segment).unlink()
+        spool.segment_path(name, segment).mkdir()
+    make_older(spool.session_path(name), HOUR)
+    write_json(spool.state / "breaker.json", {"failures": failures, "probe_at": spool_time()})
+    recover()
+    assert uploads(broker) == [("gate", 5)]
+    assert capsys.readouterr().out.count("segments_not_readable") == 1
+
+
 def test_nothing_is_sent_with_a_token_that_was_refused(spool, broker):
     past_session(spool, owes=3)
     gate = tasks.worker.this_worker().gate

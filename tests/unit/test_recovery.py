@@ -1,13 +1,15 @@
 """Who gets a message, in which order, and how many uploads of the backlog run at once."""
 
+import errno
 import os
 
 import pytest
 
 from capture import recovery
+from capture.aside import Aside
 from capture.claim import claim
 from capture.lanes import Lanes
-from capture.recovery import SHORTLIST, SHORTLIST_SECONDS, Shortlist, take_turns
+from capture.recovery import ASIDE_SECONDS, SHORTLIST, SHORTLIST_SECONDS, Shortlist, take_turns
 from capture.segment import SegmentName, SessionName
 from capture.spool import Debt, Spool
 from tasks.batch import next_size, next_window
@@ -172,6 +174,143 @@ def test_what_all_have_a_message_of_is_no_reason_to_stop_at_the_list(spool):
     shortlist = Shortlist(spool, monotonic=Watch())
     skip = {Debt(session.name, segment).key for segment in spool.segments(session.name)[:SHORTLIST]}
     assert len(shortlist.pick(9, older_than=0.0, skip=skip)) == 5
+
+
+# --- what cannot be opened -------------------------------------------------------------------------
+
+
+def owe_badly(spool, camera, bad, good):
+    """Owe so many that nobody can open, and good ones behind them."""
+    session = flood(spool, camera, bad + good)
+    for segment in spool.segments(session.name)[:bad]:
+        path = session.path / str(segment)
+        path.unlink()
+        path.mkdir()
+    return session
+
+
+def picked_in(shortlist, rounds, count=9):
+    return [names(shortlist.pick(count, older_than=0.0)) for _ in range(rounds)]
+
+
+def test_segments_that_cannot_be_opened_do_not_keep_those_behind_them_from_going(spool):
+    owe_badly(spool, "door", SHORTLIST, 100)
+    shortlist = Shortlist(spool, monotonic=Watch())
+    assert picked_in(shortlist, 2)[1] == [("door", SHORTLIST + n) for n in range(1, 10)]
+    assert shortlist.listings == 2
+
+
+def test_nor_where_each_of_many_cameras_has_little_room_on_the_list(spool):
+    for number in range(50):
+        owe_badly(spool, f"cam{number}", 21, 1)
+    shortlist = Shortlist(spool, monotonic=Watch())
+    last = picked_in(shortlist, 2, count=99)[1]
+    assert sorted(last) == sorted((f"cam{number}", 22) for number in range(50))
+
+
+def test_more_than_can_be_remembered_hold_up_their_session_alone(stepped, clock, monkeypatch):
+    monkeypatch.setattr(recovery, "SHORTLIST", 8)
+    owe_badly(stepped, "door", 400, 1)
+    clock.step(60.0)
+    good = owing(stepped, "door", 5)
+    watch = Watch()
+    shortlist = Shortlist(stepped, monotonic=watch)
+    found = []
+    for _ in range(100):
+        watch.now += 5.0
+        found += [each.debt.session for each in shortlist.pick(9, older_than=0.0)]
+    assert set(found) == {good.name}
+    assert len(found) > 100
+
+
+def test_what_cannot_be_opened_is_said_once_for_each_camera_and_not_for_each_segment(spool, capsys):
+    owe_badly(spool, "door", 30, 1)
+    owe_badly(spool, "yard", 30, 1)
+    watch = Watch()
+    shortlist = Shortlist(spool, monotonic=watch)
+    for _ in range(100):
+        shortlist.pick(9, older_than=0.0)
+        shortlist.pick_probe(older_than=0.0)
+        watch.now += 10.0
+    said = capsys.readouterr().out
+    assert said.count("segments_not_readable") == 2
+    assert "is no regular file" in said
+
+
+def test_one_that_is_mended_goes_within_a_minute_and_what_failed_with_it_at_once(spool, immutable):
+    session = flood(spool, "door", 600)
+    for segment in spool.segments(session.name):
+        immutable(session.path / str(segment))
+    watch = Watch()
+    shortlist = Shortlist(spool, monotonic=watch)
+    assert picked_in(shortlist, 2) == [[], []]
+    immutable.undo()
+    assert picked_in(shortlist, 1) == [[]]
+    watch.now += ASIDE_SECONDS
+    assert picked_in(shortlist, 1) == [[("door", number) for number in range(1, 10)]]
+    assert len(shortlist.pick(1000, older_than=0.0)) == 600
+
+
+@pytest.mark.parametrize("calls", [["stat", "lstat"], ["open"]], ids=["look", "open"])
+def test_one_that_the_disk_cannot_read_is_passed_over(spool, monkeypatch, calls):
+    session = flood(spool, "door", SHORTLIST + 1)
+    bad = str(spool.segments(session.name)[0])
+
+    def failing(real):
+        def call(path, *args, **kwargs):
+            if str(path).endswith(bad):
+                raise OSError(errno.EIO, "Input/output error")
+            return real(path, *args, **kwargs)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    shortlist = Shortlist(spool, monotonic=Watch())
+    assert picked_in(shortlist, 3, count=1) == [[("door", 2)]] * 3
+    assert shortlist.listings == 1
+
+
+def test_one_that_is_gone_or_in_hand_does_not_count_as_one_that_cannot_be_opened(spool, capsys):
+    session = flood(spool, "door", 3)
+    shortlist = Shortlist(spool, monotonic=Watch())
+    first, second, _ = spool.segments(session.name)
+    shortlist.pick(1, older_than=0.0)
+    (session.path / str(first)).unlink()
+    with claim(spool, session.name, second):
+        assert picked_in(shortlist, 1) == [[("door", 3)]]
+    assert picked_in(shortlist, 1) == [[("door", 2), ("door", 3)]]
+    assert "segments_not_readable" not in capsys.readouterr().out
+
+
+def test_a_probe_is_looked_for_down_the_list(spool):
+    owe_badly(spool, "door", 30, 1)
+    owe_badly(spool, "yard", 3, 0)
+    probe = Shortlist(spool, monotonic=Watch()).pick_probe(older_than=0.0)
+    assert names(probe) == [("door", 31)]
+
+
+def test_a_probe_is_found_behind_a_list_of_such(spool):
+    owe_badly(spool, "door", SHORTLIST, 1)
+    shortlist = Shortlist(spool, monotonic=Watch())
+    assert shortlist.pick_probe(older_than=0.0) == []
+    assert names(shortlist.pick_probe(older_than=0.0)) == [("door", SHORTLIST + 1)]
+
+
+def test_what_is_left_out_is_bounded_and_comes_back_in_its_order():
+    first, second, third, fourth = (debt("a", number).segment for number in range(1, 5))
+    session, aside = debt("a", 1).session, Aside(seconds=60.0, most=3)
+    for now, segment in enumerate((first, second, third, fourth)):
+        aside.put(session, segment, now=now)
+    assert set(aside.names(session)) == {str(first), str(second), str(third)}
+    assert aside.shuts(session)
+    aside.let_back(2, now=60.5)
+    assert set(aside.names(session)) == {str(second), str(third)}
+    assert not aside.shuts(session)
+    aside.had(session, third)  # it never was away
+    assert len(aside.names(session)) == 2
+    aside.had(session, first)
+    assert not aside.names(session)
 
 
 # --- lanes and window ------------------------------------------------------------------------------
