@@ -2,12 +2,13 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import structlog
 
+from capture.aside import Aside
 from capture.claim import Claim, HostileNameError, claim
 from capture.holdings import FOLDERS, Holdings
 from capture.journal import Event
@@ -18,6 +19,8 @@ from capture.spool import REJECTED, Spool
 from capture.upkeep import REJECTED_LOCK
 
 BATCH = 64  # share one sync of the journal
+ASIDE_SECONDS = 600.0
+ASIDE_MOST = 1024  # of a camera
 LISTED_SHARE = 100  # a listing of the oldest hands out one in so many: its cost per segment stays flat
 
 log = structlog.get_logger()
@@ -44,12 +47,13 @@ class _Round:
 
 
 class Eviction:
-    """Drops segments, and remembers whose turn it is."""
+    """Drops segments, and remembers whose turn it is, and for some minutes which cannot be removed."""
 
     def __init__(self, spool: Spool, holdings: Holdings) -> None:
         self._spool = spool
         self._holdings = holdings
         self._next: dict[tuple[str, str], deque[Victim]] = {}
+        self._aside: dict[str, Aside] = {}
 
     def free(self, bytes_to_free: int, *, reason: str, seconds: float) -> tuple[int, int]:
         """Drop until `bytes_to_free` are free or nothing is left; return how many, and their bytes.
@@ -57,7 +61,10 @@ class Eviction:
         Begins no further batch after `seconds`.
         """
         round_ = _Round()
-        until = self._spool.clock.monotonic() + seconds
+        now = self._spool.clock.monotonic()
+        until = now + seconds
+        for aside in self._aside.values():
+            aside.let_back(ASIDE_MOST, now=now)
         for place in FOLDERS:
             while round_.freed < bytes_to_free:
                 victims = self._choose(place, bytes_to_free - round_.freed, round_)
@@ -105,21 +112,29 @@ class Eviction:
             if not queue:
                 return None
             victim = queue.popleft()
-            if str(victim.segment) not in round_.tried.get(victim.session, ()):
+            if str(victim.segment) not in self._left_out(victim.session, round_):
                 return victim
 
     def _list_oldest(self, camera: str, place: str, round_: _Round) -> list[Victim]:
         for session, sizes in self._holdings.sessions(camera, place):
             count = max(BATCH, sizes.count // LISTED_SHARE)
-            tried = round_.tried.get(session, ())
+            if self._aside_of(camera).shuts(session):
+                continue
             try:
-                names = self._spool.first_segments(session, count, tried, place)
+                names = self._spool.first_segments(session, count, self._left_out(session, round_), place)
             except OSError as error:  # this one cannot be read: the next ones can
                 log.warning("session_not_read", camera=camera, session=str(session), reason=error.strerror)
                 continue
             if found := [victim for name in names if (victim := self._victim(session, name, place))]:
                 return found
         return []
+
+    def _aside_of(self, camera: str) -> Aside:
+        return self._aside.setdefault(camera, Aside(seconds=ASIDE_SECONDS, most=ASIDE_MOST))
+
+    def _left_out(self, session: SessionName, round_: _Round) -> Collection[str]:
+        tried, aside = round_.tried.get(session, set()), self._aside_of(session.camera).names(session)
+        return tried.union(aside) if aside else tried
 
     def _victim(self, session: SessionName, name: SegmentName, place: str) -> Victim | None:
         size = self._holdings.sizes(session, place).get(name.sequence)
@@ -160,8 +175,7 @@ class Eviction:
             with found:
                 found.finish_delivered()
         except (HostileNameError, OSError) as error:  # this one cannot be taken: the next ones can
-            _not_dropped(victim, str(error))
-            round_.kept.append(("", victim))
+            self._not_dropped(victim, str(error))
         return None
 
     def _drop_rejected(self, victims: Sequence[Victim], reason: str, round_: _Round) -> bool:
@@ -202,7 +216,7 @@ class Eviction:
             try:
                 path.unlink()
             except OSError as error:
-                _not_dropped(victim, error.strerror)
+                self._not_dropped(victim, error.strerror)
                 continue
             if place == REJECTED:
                 with contextlib.suppress(OSError):
@@ -212,12 +226,13 @@ class Eviction:
             round_.count += 1
             round_.freed += victim.size
 
-
-def _not_dropped(victim: Victim, reason: str | None) -> None:
-    session, segment = victim.session, str(victim.segment)
-    log.warning(
-        "segment_not_dropped", camera=session.camera, session=str(session), segment=segment, reason=reason
-    )
+    def _not_dropped(self, victim: Victim, reason: str | None) -> None:
+        """Leave it out for a while: each further try would cost a line, on a disk that is full."""
+        session, segment = victim.session, str(victim.segment)
+        self._aside_of(session.camera).put(session, victim.segment, now=self._spool.clock.monotonic())
+        log.warning(
+            "segment_not_dropped", camera=session.camera, session=str(session), segment=segment, reason=reason
+        )
 
 
 def _names(victim: Victim) -> dict[str, object]:

@@ -8,6 +8,7 @@ import pytest
 
 from capture.budget import Budget
 from capture.claim import claim
+from capture.eviction import ASIDE_SECONDS
 from capture.holdings import Sizes
 from capture.journal import Event, Journal
 from capture.locks import exclusive
@@ -315,6 +316,50 @@ def test_a_session_that_cannot_be_read_does_not_keep_others_from_going(spool, mo
     monkeypatch.setattr(os, "scandir", scandir)
     assert budget_of(spool, 1_000_000).enforce() >= 3
     assert dropped(spool, "door") == []
+
+
+def test_segments_that_cannot_be_removed_have_one_line_and_others_go(tmp_path, clock, monkeypatch, capsys):
+    spool = Spool.open(tmp_path / "stepped", create=True, clock=clock)
+    session, segments = fill(spool, "door", 12)
+    stuck = {str(segment) for segment in segments[:4]}
+    real = os.unlink
+
+    def unlink(path, *args, **kwargs):
+        if os.path.basename(path) in stuck:  # noqa: PTH119 - any path that unlink takes
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    budget = budget_of(spool, 1_000_000)
+    for number in range(13, 33):
+        budget.add(add_segment(session, number, PACKET * 1000).size)
+        budget.enforce()
+        clock.step(1.0)
+    names = dropped(spool, "door")
+    assert spool.segments(session.name)[:4] == segments[:4]
+    assert len(spool.segments(session.name)) * SIZE <= 1_000_000
+    assert len(names) == len(set(names))
+    assert stuck <= set(names)
+    assert capsys.readouterr().out.count("segment_not_dropped") == 4
+    stuck.clear()
+    clock.step(ASIDE_SECONDS)
+    for number in range(33, 45):
+        budget.add(add_segment(session, number, PACKET * 1000).size)
+        budget.enforce()
+    assert segments[0] not in spool.segments(session.name)
+
+
+def test_segments_that_cannot_be_taken_are_said_once_and_others_go(spool, immutable, capsys):
+    session, segments = fill(spool, "door", 12)
+    for segment in segments[:4]:
+        immutable(session.path / str(segment))
+    budget = budget_of(spool, 1_000_000)
+    for number in range(13, 18):
+        budget.add(add_segment(session, number, PACKET * 1000).size)
+        budget.enforce()
+    assert spool.segments(session.name)[:4] == segments[:4]
+    assert len(spool.segments(session.name)) * SIZE <= 1_000_000
+    assert capsys.readouterr().out.count("segment_not_dropped") == 4
 
 
 def test_while_rejected_ones_are_swept_owed_ones_go_and_nothing_goes_twice(spool):
