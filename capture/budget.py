@@ -4,10 +4,16 @@ Runs in the agent, on a thread of its own. What counts are the bytes of all segm
 wrote them: owed, rejected, and those being written, at their real size. Closing or salvaging a segment
 therefore changes nothing, and a crash cannot make the sum grow. What is being written may grow until the
 next look takes effect: an allowance for that stays free, and the nearer a limit, the more often it looks.
+
+A file system can run out of inodes while it has room. A few free ones are a limit of their own, where the
+file system tells of any and what it tells moves with a file that is made in the spool: a number that means
+something else must not cost video. Where others use them up and nothing of ours is left to go, it waits.
 """
 
 import os
+import secrets
 import threading
+from collections.abc import Callable
 
 import structlog
 
@@ -15,6 +21,7 @@ from capture.errors import RelayError
 from capture.eviction import Eviction
 from capture.holdings import Holdings
 from capture.retention import (
+    FREE_INODES,
     LONGEST_PAUSE,
     MAX_BYTES,
     NEAR_SHARE,
@@ -24,11 +31,12 @@ from capture.retention import (
     first_allowance,
     headroom,
     least_allowance,
+    missing_inodes,
     next_allowance,
     pause,
 )
 from capture.settings import SpoolSettings
-from capture.spool import Spool
+from capture.spool import Spool, is_full
 
 JOIN_SECONDS = 1.0
 START_SECONDS = 5.0
@@ -41,7 +49,7 @@ log = structlog.get_logger()
 
 
 class Budget:
-    """Enforces `spool.max_bytes` and `spool.min_free`."""
+    """Enforces `spool.max_bytes`, `spool.min_free`, and that a few inodes stay free."""
 
     def __init__(self, spool: Spool, settings: SpoolSettings, *, cameras: int) -> None:
         self._spool = spool
@@ -55,7 +63,8 @@ class Budget:
         self._measured_at = 0.0
         self._looked_at = float("-inf")
         self._fitted_at = float("-inf")
-        self._late = _LateRoom(spool)
+        self._late = _LateRoom(spool, _free)
+        self._late_inodes = _LateRoom(spool, _free_inodes)
         self._report = _Report(spool)
         self._guard = threading.Lock()
         self._stopping = threading.Event()
@@ -99,7 +108,7 @@ class Budget:
         try:
             dropped = self.enforce()
             self._report.works()
-            return dropped > 0 and self._excess()[0] > 0
+            return dropped > 0 and (self._excess()[0] > 0 or self._missing_inodes() > 0)
         except (OSError, RelayError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             self._report.fails(reason or str(error))
@@ -129,6 +138,8 @@ class Budget:
             to_free, limit = self._excess(near=NEAR_SHARE)
         if to_free:
             return self._drop(to_free, limit)
+        if missing := self._missing_inodes():
+            return self._drop_for_inodes(missing)
         self._fits()
         return 0
 
@@ -138,21 +149,36 @@ class Budget:
         if now - self._fitted_at > LOOK_AGAIN_SECONDS:
             self._report.fits()
             self._spool.keep_ballast()
+            self._eviction.keep_lock()
             self._fitted_at = now
 
     def _drop(self, to_free: int, limit: str) -> int:
         before = _free(self._spool)
         count, freed = self._eviction.free(to_free, reason=f"no room: {limit}", seconds=ROUND_SECONDS)
         self._late.expect(freed, before=before, written=self._measure())
+        self._note(count, limit, is_enough=freed >= to_free)
+        if limit == MAX_BYTES and self._holdings.closed == 0 and self._excess()[0]:
+            self._report.does_not_fit(self._open, self._settings.max_bytes)
+        return count
+
+    def _drop_for_inodes(self, missing: int) -> int:
+        if self._is_stale():
+            self._look()
+        before = _free_inodes(self._spool)
+        count, freed = self._eviction.free(
+            missing, reason=f"no room: {FREE_INODES}", seconds=ROUND_SECONDS, inodes=True
+        )
+        self._late_inodes.expect(freed, before=before, written=0)
+        self._note(count, FREE_INODES, is_enough=freed >= missing)
+        return count
+
+    def _note(self, count: int, limit: str, *, is_enough: bool) -> None:
         self.dropped += count
         self._fitted_at = float("-inf")
         if count:
             self._report.dropped(count, limit)
-        if freed < to_free:  # there may be more than we know of
+        if not is_enough:  # there may be more than we know of
             self._looked_at = float("-inf")
-        if limit == MAX_BYTES and self._holdings.closed == 0 and self._excess()[0]:
-            self._report.does_not_fit(self._open, self._settings.max_bytes)
-        return count
 
     # --- how things are ---
 
@@ -204,6 +230,12 @@ class Budget:
         room = self._room()
         return excess(room, max_bytes=self._settings.max_bytes, min_free=self._floor(room), near=near)
 
+    def _missing_inodes(self) -> int:
+        disk = os.statvfs(self._spool.root)
+        free = self._late_inodes.corrected(disk.f_favail)
+        missing = missing_inodes(disk.f_files, free, cameras=self._cameras)
+        return missing if missing and _tells_of_ours(self._spool) else 0
+
 
 class _LateRoom:
     """What was freed and the file system does not show yet: else the whole spool would go for it.
@@ -211,14 +243,15 @@ class _LateRoom:
     Some show it only with their next commit; where somebody else holds a file open, later.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, free: Callable[[Spool], int]) -> None:
         self._spool = spool
+        self._free = free
         self._pending = 0
         self._until = 0.0
         self._lowest = 0
 
     def corrected(self, free: int) -> int:
-        """Return the free bytes as they will be."""
+        """Return what is free as it will be."""
         self._lowest = min(self._lowest, free)
         is_shown = free - self._lowest >= self._pending // 2
         if is_shown or self._spool.clock.monotonic() >= self._until:
@@ -227,7 +260,7 @@ class _LateRoom:
 
     def expect(self, freed: int, *, before: int, written: int) -> None:
         """Note what was just freed, how much was free before, and what was written meanwhile."""
-        now = _free(self._spool)
+        now = self._free(self._spool)
         missing = freed - (now - before + written)
         if missing > freed // 2:
             self._pending += missing
@@ -238,6 +271,26 @@ class _LateRoom:
 def _free(spool: Spool) -> int:
     disk = os.statvfs(spool.root)
     return disk.f_bavail * disk.f_frsize
+
+
+def _free_inodes(spool: Spool) -> int:
+    return os.statvfs(spool.root).f_favail
+
+
+def _tells_of_ours(spool: Spool) -> bool:
+    """Tell whether the free inodes are those of our files: a new one takes one, or cannot be made."""
+    before = _free_inodes(spool)
+    path = spool.state / f".{secrets.token_hex(4)}.tmp"
+    try:
+        path.touch(exist_ok=False)
+    except OSError as error:
+        if is_full(error):
+            return True
+        raise
+    try:
+        return _free_inodes(spool) < before
+    finally:
+        path.unlink(missing_ok=True)
 
 
 class _Report:

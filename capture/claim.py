@@ -72,32 +72,31 @@ class Claim:
         """Journal the delivery on the disk, then delete the file; never the other way round.
 
         On a full disk there may be no room for the line. What is confirmed may go, so the file is emptied
-        first: an empty closed segment means "delivered, not yet journalled".
+        first: an empty closed segment means "delivered, not yet journalled". That frees no inode; what is
+        kept aside for the journal has one.
         """
         fields = {**self._names(), "sha256": sha256, "status": status, "attempts": attempts}
         try:
-            self._journal_delivery(fields)
+            self.spool.journal.append(self.session.camera, Event.DELIVERED, durable=True, **fields)
         except OSError as error:
             if not is_full(error):
                 raise
             os.ftruncate(self.file.fileno(), 0)
-            self._journal_delivery(fields)
+            self.spool.journal_for_sure(self.session.camera, Event.DELIVERED, fields)
         self._remove()
 
     def finish_delivered(self) -> bool:
         """Finish a delivery that a full disk interrupted; False if this segment is really owed."""
         if self.size:
             return False
-        self._journal_delivery({**self._names(), "sha256": None, "status": 0, "attempts": 0})
+        fields = {**self._names(), "sha256": None, "status": 0, "attempts": 0}
+        self.spool.journal_for_sure(self.session.camera, Event.DELIVERED, fields)
         self._remove()
         return True
 
     def _remove(self) -> None:
         self._path.unlink()
         self._is_removed = True
-
-    def _journal_delivery(self, fields: dict[str, object]) -> None:
-        self.spool.journal.append(self.session.camera, Event.DELIVERED, durable=True, **fields)
 
     def rejected(self, *, status: int, reason: str) -> None:
         """Move the segment to ``rejected/`` with a note of the answer, and journal it."""

@@ -39,11 +39,18 @@ class Victim:
 class _Round:
     """What was tried in vain since the round began, and is not tried again; what is being tried, too."""
 
+    inodes: bool = False  # make room in inodes, not in bytes
     tried: dict[SessionName, set[str]] = field(default_factory=dict)
     kept: list[tuple[str, Victim]] = field(default_factory=list)  # place and segment: next time
     stuck: set[str] = field(default_factory=set)  # cameras whose journal cannot be written
     count: int = 0
     freed: int = 0
+
+    def gain(self, victim: Victim, place: str) -> int:
+        """Return what a segment frees: its bytes, or its inode and that of the answer beside it."""
+        if self.inodes:
+            return 2 if place == REJECTED else 1
+        return victim.size
 
 
 class Eviction:
@@ -55,19 +62,19 @@ class Eviction:
         self._next: dict[tuple[str, str], deque[Victim]] = {}
         self._aside: dict[str, Aside] = {}
 
-    def free(self, bytes_to_free: int, *, reason: str, seconds: float) -> tuple[int, int]:
-        """Drop until `bytes_to_free` are free or nothing is left; return how many, and their bytes.
+    def free(self, to_free: int, *, reason: str, seconds: float, inodes: bool = False) -> tuple[int, int]:
+        """Drop until so many bytes (or inodes) are free or nothing is left; return how many, and the gain.
 
         Begins no further batch after `seconds`.
         """
-        round_ = _Round()
+        round_ = _Round(inodes)
         now = self._spool.clock.monotonic()
         until = now + seconds
         for aside in self._aside.values():
             aside.let_back(ASIDE_MOST, now=now)
         for place in FOLDERS:
-            while round_.freed < bytes_to_free:
-                victims = self._choose(place, bytes_to_free - round_.freed, round_)
+            while round_.freed < to_free:
+                victims = self._choose(place, to_free - round_.freed, round_)
                 if not victims:
                     break
                 if place != REJECTED:
@@ -83,17 +90,22 @@ class Eviction:
             self._queue(victim.session.camera, place).appendleft(victim)
         return round_.count, round_.freed
 
+    def keep_lock(self) -> None:
+        """Have the lock on what was rejected made while there is an inode for it."""
+        with contextlib.suppress(OSError):
+            (self._spool.state / REJECTED_LOCK).touch(0o640, exist_ok=False)
+
     # --- whose turn it is ---
 
     def _queue(self, camera: str, place: str) -> deque[Victim]:
         return self._next.setdefault((camera, place), deque())
 
-    def _choose(self, place: str, bytes_to_free: int, round_: _Round) -> list[Victim]:
+    def _choose(self, place: str, to_free: int, round_: _Round) -> list[Victim]:
         owed = self._holdings.by_camera(place)
         for stuck in round_.stuck & owed.keys():
             del owed[stuck]
         chosen: list[Victim] = []
-        while bytes_to_free > 0 and len(chosen) < BATCH and (camera := owes_most(owed)) is not None:
+        while to_free > 0 and len(chosen) < BATCH and (camera := owes_most(owed)) is not None:
             victim = self._oldest(camera, place, round_)
             if victim is None:
                 del owed[camera]
@@ -101,7 +113,7 @@ class Eviction:
             round_.tried.setdefault(victim.session, set()).add(str(victim.segment))
             chosen.append(victim)
             owed[camera] -= victim.size
-            bytes_to_free -= victim.size
+            to_free -= round_.gain(victim, place)
         return chosen
 
     def _oldest(self, camera: str, place: str, round_: _Round) -> Victim | None:
@@ -174,12 +186,17 @@ class Eviction:
                 return found
             with found:
                 found.finish_delivered()
+            round_.freed += int(round_.inodes)
         except (HostileNameError, OSError) as error:  # this one cannot be taken: the next ones can
             self._not_dropped(victim, str(error))
         return None
 
     def _drop_rejected(self, victims: Sequence[Victim], reason: str, round_: _Round) -> bool:
         """Drop several; False while somebody sweeps or requeues: they are gone in a moment, or are owed."""
+        self.keep_lock()
+        if not (self._spool.state / REJECTED_LOCK).exists():  # no inode even for that: owed ones need none
+            round_.kept += [(REJECTED, victim) for victim in victims]
+            return False
         with exclusive(self._spool.state / REJECTED_LOCK) as mine:
             if not mine:
                 round_.kept += [(REJECTED, victim) for victim in victims]
@@ -224,7 +241,7 @@ class Eviction:
             self._holdings.sizes(victim.session, place).forget(victim.segment.sequence)
             round_.tried[victim.session].discard(str(victim.segment))
             round_.count += 1
-            round_.freed += victim.size
+            round_.freed += round_.gain(victim, place)
 
     def _not_dropped(self, victim: Victim, reason: str | None) -> None:
         """Leave it out for a while: each further try would cost a line, on a disk that is full."""

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 
 MAX_BYTES = "spool.max_bytes"
 MIN_FREE = "spool.min_free"
+FREE_INODES = "free inodes"
 
 LARGEST_MIN_FREE = 100_000_000
 LARGEST_MIN_FREE_SHARE = 0.05
+LARGEST_FREE_INODES = 1000
+LARGEST_FREE_INODES_SHARE = 0.01
+CAMERA_INODES = 8  # a new session's directory and files, a new day's journal
+LARGEST_CAMERAS_INODES_SHARE = 0.1
 # Drop a little more than needed, and a little before it is needed: then each look at a large spool pays for
 # very many new segments, and what it costs per segment does not depend on how many there are.
 SLACK_SHARE = 0.01
@@ -58,6 +63,19 @@ def excess(room: Room, *, max_bytes: int | None, min_free: int, near: float = 0.
     if over_budget >= too_little_free:
         return over_budget + int((max_bytes or 0) * (SLACK_SHARE - near)), MAX_BYTES
     return too_little_free, MIN_FREE
+
+
+def missing_inodes(total: int, free: int, *, cameras: int) -> int:
+    """Return how many inodes have to be freed: a few stay free, and some for what each camera begins.
+
+    None have to where the file system tells of none (`total` is 0), or of more free ones than it has. Where
+    inodes are made as needed (XFS, ZFS), their number follows the free bytes, whose limit comes first.
+    """
+    if not 0 <= free <= total:
+        return 0
+    floor = min(LARGEST_FREE_INODES, int(total * LARGEST_FREE_INODES_SHARE))
+    floor += min(cameras * CAMERA_INODES, int(total * LARGEST_CAMERAS_INODES_SHARE))
+    return max(0, floor - free)
 
 
 def least_allowance(cameras: int, limit: int) -> int:

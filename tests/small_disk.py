@@ -11,12 +11,13 @@ import pytest
 
 
 @contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+def small_disk(folder: Path, megabytes: int, *, inodes: int | None = None) -> Iterator[Path]:
     """Mount a tmpfs at `folder`; yields the path by which this process reaches it.
 
     Without root it is mounted in a namespace of its own, and reached through the process that lives there.
     """
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    options = f"size={megabytes}m" + (f",nr_inodes={inodes}" if inodes else "")
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
         try:
             yield folder
@@ -64,3 +65,15 @@ def fill_up(directory: Path) -> Path:
     finally:
         os.close(descriptor)
     return path
+
+
+def use_up_inodes(directory: Path) -> list[Path]:
+    """Make empty files until no more can be made; return them."""
+    made = []
+    while True:
+        path = directory / f"filler-{len(made)}"
+        try:
+            path.touch()
+        except OSError:
+            return made
+        made.append(path)

@@ -18,6 +18,7 @@ from capture.retention import (
     excess,
     first_allowance,
     least_allowance,
+    missing_inodes,
     next_allowance,
     owes_most,
     pause,
@@ -48,6 +49,25 @@ def room(used=0, free=10**12, total=10**12, reserve=0):
 )
 def test_the_tighter_limit_says_how_much_has_to_go(state, max_bytes, min_free, bytes_over, limit):
     assert excess(state, max_bytes=max_bytes, min_free=min_free) == (bytes_over, limit)
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "cameras", "missing"),
+    [
+        (80, 8, 1, 0),
+        (80, 7, 1, 1),
+        (80, 0, 50, 8),  # a tenth at most, whatever the cameras need
+        (4096, 40, 2, 16),
+        (100_000_000, 999, 4, 33),
+        (100_000_000, 5_000, 4, 0),
+        (0, 0, 4, 0),  # btrfs and others tell of none
+        (1000, 1_000_000, 4, 0),  # some tell of more than they have
+        (1000, -1, 4, 0),
+        (1, 0, 4, 0),
+    ],
+)
+def test_a_few_inodes_stay_free_where_the_file_system_tells_of_any(total, free, cameras, missing):
+    assert missing_inodes(total, free, cameras=cameras) == missing
 
 
 def test_without_a_setting_a_small_share_of_the_disk_stays_free():
@@ -397,6 +417,7 @@ def test_room_that_a_file_system_shows_late_does_not_cost_more_segments(spool, m
 
     class Late:
         f_bavail, f_frsize, f_blocks = free // real.f_frsize, real.f_frsize, real.f_blocks
+        f_files = f_favail = 0
 
     monkeypatch.setattr(os, "statvfs", lambda _path: Late)
     budget = Budget(spool, SpoolSettings(min_free=free + 100_000), cameras=1)
@@ -416,6 +437,7 @@ def test_what_is_written_while_room_is_made_is_not_taken_for_room_that_shows_lat
 
     class Disk:
         f_frsize, f_blocks = 1, total
+        f_files = f_favail = 0
 
         @property
         def f_bavail(self):
@@ -435,6 +457,37 @@ def test_what_is_written_while_room_is_made_is_not_taken_for_room_that_shows_lat
             file.write(PACKET * 300)
         budget.enforce()
         assert Disk().f_bavail > SIZE
+
+
+class Inodes:
+    """A file system with room, and so many inodes."""
+
+    f_frsize, f_blocks, f_bavail = 4096, 10**9, 10**9
+
+    def __init__(self, total, free):
+        self.f_files, self.f_favail = total, free
+
+
+def test_a_number_of_free_inodes_that_does_not_move_with_our_files_costs_nothing(spool, monkeypatch):
+    session, segments = fill(spool, "door", 4)
+    monkeypatch.setattr(os, "statvfs", lambda _path: Inodes(100_000, 0))
+    assert Budget(spool, SpoolSettings(), cameras=1).enforce() == 0
+    assert spool.segments(session.name) == segments
+
+
+def test_inodes_that_a_file_system_shows_late_do_not_cost_more_segments(spool, monkeypatch):
+    session, _ = fill(spool, "door", 8)
+
+    def told(_path):
+        probing = any(spool.state.glob(".*.tmp"))
+        return Inodes(1000, 15 - probing)  # 18 are to stay free; what is removed does not show
+
+    monkeypatch.setattr(os, "statvfs", told)
+    budget = Budget(spool, SpoolSettings(), cameras=1)
+    assert budget.enforce() == 3
+    assert budget.enforce() == 0
+    assert len(spool.segments(session.name)) == 5
+    assert not list(spool.state.glob(".*.tmp"))
 
 
 def test_sizes_take_a_few_bytes_each_and_odd_numbers_do_no_harm():

@@ -310,16 +310,16 @@ def test_a_segment_delivered_by_another_between_open_and_lock_is_gone(spool, mon
 def test_a_full_disk_does_not_hold_up_a_delivery(spool, monkeypatch):
     session, segment = owed_one(spool)
     path = session.path / str(segment)
-    real = Journal.append
+    real = Journal.append_all
     sizes = []
 
-    def append(self, *args, **kwargs):
+    def append_all(self, *args, **kwargs):
         sizes.append(path.stat().st_size)
         if len(sizes) == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(Journal, "append", append)
+    monkeypatch.setattr(Journal, "append_all", append_all)
     with claim(spool, session.name, segment) as claimed:
         claimed.delivered(sha256="ab", status=204, attempts=1)
     assert sizes == [4 * 188, 0]
