@@ -19,6 +19,7 @@ import structlog
 from capture.aside import Aside
 from capture.claim import HostileNameError, claim
 from capture.spool import Debt, Spool
+from capture.upkeep import each_readable
 
 SHORTLIST = 1024  # segments, of all cameras together
 SHORTLIST_SECONDS = 10.0
@@ -189,7 +190,7 @@ class Shortlist:
         self._let_back(cameras)
         room = len(skip) + self._room
         self._by_camera = {camera: [] for camera in cameras}
-        for session in sessions:
+        for session in each_readable(self._spool, sessions, self._spool.has_segments):
             debts = self._by_camera[session.camera]
             if len(debts) < room and session not in shut:
                 left_out = self._aside_of(session.camera).names(session)

@@ -9,13 +9,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from capture.claim import HostileNameError, claim
+from capture.errors import RelayError
 from capture.journal import Event
 from capture.locks import exclusive, one_after_the_other
 from capture.segment import SegmentName, SessionName, rfc3339
@@ -33,7 +34,7 @@ _TELL_TROUBLE_SECONDS = 60.0
 _SHARE_A_SYNC = 64  # lines
 REJECTED_AGAIN_SECONDS = 600.0  # until the cloud is told again what it would not hear
 
-_told: dict[SessionName, float] = {}  # of which session's trouble, when; monotonic seconds
+_told: dict[tuple[SessionName, str], float] = {}  # which trouble of which session; monotonic seconds
 
 log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ def close_dead_sessions(spool: Spool, camera: str | None = None) -> list[tuple[S
         try:
             segments = _close_if_dead(spool, name)
         except OSError as error:  # one bad entry, or no room: nobody else's recovery waits for it
-            if _is_news(name):
+            if _is_news(name, "salvage_postponed"):
                 log.warning("salvage_postponed", camera=name.camera, session=str(name), reason=error.strerror)
             continue
         if segments is not None:
@@ -61,12 +62,34 @@ def close_dead_sessions(spool: Spool, camera: str | None = None) -> list[tuple[S
     return closed
 
 
-def _is_news(name: SessionName) -> bool:
+def each_readable(
+    spool: Spool, names: Iterable[SessionName], test: Callable[[SessionName], bool]
+) -> Iterator[SessionName]:
+    """Yield those that pass a test; one that cannot be looked at is told of, and holds up no other.
+
+    Raises OSError where the whole spool is away.
+    """
+    for name in names:
+        try:
+            passes = test(name)
+        except OSError as error:
+            try:
+                spool.check_mounted()
+            except RelayError:
+                raise error from None
+            if _is_news(name, "session_not_read"):
+                log.warning("session_not_read", camera=name.camera, session=str(name), reason=error.strerror)
+            continue
+        if passes:
+            yield name
+
+
+def _is_news(name: SessionName, event: str) -> bool:
     """Tell whether a session's trouble was not told within the last minute: it is met every five seconds."""
     now = time.monotonic()
-    if now - _told.get(name, -math.inf) < _TELL_TROUBLE_SECONDS:
+    if now - _told.get((name, event), -math.inf) < _TELL_TROUBLE_SECONDS:
         return False
-    _told[name] = now
+    _told[name, event] = now
     return True
 
 
@@ -136,7 +159,10 @@ def _is_running(spool: Spool, name: SessionName, *, since: str) -> bool:
         return False
     if info.get("host") != socket.gethostname():
         return str(info.get("started_at")) >= since
-    session = adopt(spool, name)
+    try:
+        session = adopt(spool, name)
+    except OSError:  # it may run
+        return True
     if session is None:
         return True
     session.close()
@@ -145,16 +171,20 @@ def _is_running(spool: Spool, name: SessionName, *, since: str) -> bool:
 
 def to_register(spool: Spool) -> list[SessionName]:
     """Return the sessions that run or still owe, and whose camera the cloud does not know yet."""
-    return [
-        name
-        for name in spool.sessions()
-        if _untold(spool, name, REGISTERED_NOTE) and not is_over(spool, name)
-    ]
+
+    def is_one(name: SessionName) -> bool:
+        return _untold(spool, name, REGISTERED_NOTE) and not is_over(spool, name)
+
+    return list(each_readable(spool, spool.sessions(), is_one))
 
 
 def to_end(spool: Spool) -> list[SessionName]:
     """Return the sessions that are over without the cloud having been told."""
-    return [name for name in spool.sessions() if _untold(spool, name, ENDED_NOTE) and is_over(spool, name)]
+
+    def is_one(name: SessionName) -> bool:
+        return _untold(spool, name, ENDED_NOTE) and is_over(spool, name)
+
+    return list(each_readable(spool, spool.sessions(), is_one))
 
 
 def is_told(spool: Spool, name: SessionName, note: str) -> bool:
@@ -205,7 +235,7 @@ def drop_expired(spool: Spool, retention: float) -> int:
     """Drop what has been owed for longer than `retention` seconds; returns how many."""
     count = 0
     oldest = spool.clock.now() - timedelta(seconds=retention)
-    for session in spool.sessions():
+    for session in each_readable(spool, spool.sessions(), spool.has_segments):
         for segment in spool.segments(session):
             if segment.end >= oldest:
                 break

@@ -18,7 +18,7 @@ from capture.journal import Event, Journal
 from capture.segment import rfc3339
 from capture.session import lock_session
 from capture.spool import MARKER, REJECTED, SESSION_FILE, SESSION_LOCK, write_json
-from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE
+from capture.upkeep import ENDED_NOTE, REGISTERED_NOTE, drop_expired
 from tasks.pace import Learnt
 from tasks.recover import recover
 from tasks.register import end_session
@@ -382,6 +382,41 @@ def test_segments_that_cannot_be_opened_hold_up_neither_backlog_nor_probe(spool,
     recover()
     assert uploads(broker) == [("gate", 5)]
     assert capsys.readouterr().out.count("segments_not_readable") == 1
+
+
+@pytest.fixture
+def shut_out(monkeypatch):
+    """Makes a directory one that belongs to another user."""
+
+    def shut(directory):
+        for name in ("scandir", "open", "stat", "lstat"):
+            real = getattr(os, name)
+
+            def refuses(path, *rest, real=real, **options):
+                is_listed = real.__name__ == "scandir" and path == directory
+                if is_listed or str(path).startswith(f"{directory}/"):
+                    raise PermissionError(errno.EACCES, "Permission denied")
+                return real(path, *rest, **options)
+
+            monkeypatch.setattr(os, name, refuses)
+
+    return shut
+
+
+def test_a_session_that_belongs_to_another_user_holds_up_nobody_else(spool, broker, shut_out, capsys):
+    theirs = past_session(spool, "attic", owes=3, registered=False)
+    mine = past_session(spool, "gate", owes=2)
+    over = past_session(spool, "yard", age=2 * HOUR)
+    make_older(spool.session_path(mine), HOUR)
+    shut_out(spool.session_path(theirs))
+    for _ in range(3):
+        recover()
+    assert uploads(broker) == [("gate", 1), ("gate", 2)]
+    assert [task for task, _ in messages(broker, LIVE)].count(END_SESSION) == 1
+    assert drop_expired(spool, retention=60.0) == 2
+    sweep()
+    assert over not in spool.sessions()
+    assert capsys.readouterr().out.count("session_not_read") == 1
 
 
 def test_nothing_is_sent_with_a_token_that_was_refused(spool, broker):
