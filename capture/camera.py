@@ -222,11 +222,14 @@ class Camera:
         try:
             for session, segments in close_dead_sessions(self._spool, self.plan.id):
                 self._log.info("session_salvaged", session=str(session), segments=segments)
-            last = self._spool.journal.last_told(self.plan.id)
         except OSError as error:
             self._log.warning("salvage_postponed", reason=error.strerror, then="recover does it")
+        try:
+            last = self._spool.journal.last_told(self.plan.id)
+        except OSError as error:
+            self._log.warning("gap_not_noted", reason=error.strerror)
             return
-        if last is not None and last < self._clock.now():
+        if last is not None:  # it may be later than now: a clock without a battery begins in the past
             self._recorder.gaps.resume_from(last)
             self._recorder.gaps.lost(self._away, since=last)
 

@@ -1,9 +1,18 @@
-"""The times without video of one camera: each is told once, from first moment to last, with its cause."""
+"""The times without video of one camera: each is told once, from first moment to last, with its cause.
+
+Times are those of the wall clock, and that is set back now and then; by hours on a machine without a battery,
+which begins at the time that it wrote down last. A loss is none the less for that. How long one lasted in
+this run is also measured by the monotonic clock, and that counts where it is longer. One that an earlier run
+left, and that ends before it began, is told when the clock has caught up.
+"""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+
+from capture.clock import Clock
 
 SHORTEST_SECONDS = 0.5
+STEP_SECONDS = 5.0  # what the two clocks differ by less is no step: a segment's place in time is an estimate
 
 Note = Callable[[datetime, datetime, str], None]
 
@@ -14,9 +23,12 @@ class Gaps:
     Retries in vain belong to the gap that is open; its cause is the first, and the last if that is another.
     """
 
-    def __init__(self, note: Note) -> None:
+    def __init__(self, note: Note, clock: Clock | None = None) -> None:
         self._note = note
+        self._clock = clock or Clock()
         self._until: datetime | None = None
+        self._until_ticks: float | None = None  # the same in monotonic seconds, if it was in this run
+        self._ahead: tuple[datetime, str] | None = None  # a loss that began later than it is now
         self._first: str | None = None
         self._latest: str | None = None
         self.count = 0
@@ -34,13 +46,13 @@ class Gaps:
         return f"{self._first}; then: {self._latest}"
 
     def resume_from(self, moment: datetime) -> None:
-        """Say how far an earlier run got."""
-        self._until = moment
+        """Say how far an earlier run got. That may be later than now."""
+        self._until, self._until_ticks = moment, None
 
     def lost(self, cause: str, *, since: datetime) -> None:
         """Note that video was lost; `since` counts where there never was any."""
         if self._until is None:
-            self._until = since
+            self.video_until(since)
         self._first = self._first or cause
         self._latest = cause
 
@@ -50,18 +62,36 @@ class Gaps:
 
     def video_until(self, end: datetime) -> None:
         """Note that there is video up to `end`."""
-        self._until = end
+        self._until, self._until_ticks = end, self._ticks_at(end)
 
     def finish(self, now: datetime) -> None:
         """Tell of the gap that is still open: nobody follows it any more."""
         self._close(now)
 
     def _close(self, end: datetime) -> None:
-        start, cause = self._until, self.cause
+        if self._ahead is not None and self._ahead[0] <= end:
+            (start, cause), self._ahead = self._ahead, None
+            self._tell(start, end, cause)
+        begun, cause_now = self._until, self.cause
         self._first = self._latest = None
-        if start is None or cause is None or (end - start).total_seconds() < SHORTEST_SECONDS:
+        if begun is None or cause_now is None:
             return
+        seconds = (end - begun).total_seconds()
+        if self._until_ticks is not None:
+            passed = self._ticks_at(end) - self._until_ticks
+            begun = end - timedelta(seconds=passed) if passed - seconds > STEP_SECONDS else begun
+        elif seconds < -STEP_SECONDS:
+            self._ahead = begun, cause_now
+            return
+        if (end - begun).total_seconds() >= SHORTEST_SECONDS:
+            self.video_until(end)
+            self._tell(begun, end, cause_now)
+
+    def _tell(self, start: datetime, end: datetime, cause: str) -> None:
         self.count += 1
         self.last_cause = cause
-        self._until = end
         self._note(start, end, cause)
+
+    def _ticks_at(self, moment: datetime) -> float:
+        """Return when a moment of the present wall time was, or will be, in monotonic seconds."""
+        return self._clock.monotonic() - (self._clock.now() - moment).total_seconds()

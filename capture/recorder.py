@@ -66,7 +66,7 @@ class Recorder:
         self._writer: _Desk | None = None
         self._growing: GrowingScan | None = None
         self._run_picture: Picture | None = None
-        self.gaps = Gaps(self._note_gap)
+        self.gaps = Gaps(self._note_gap, spool.clock)
         self.segments = 0
         self.bytes = 0
         self.picture: Picture | None = None

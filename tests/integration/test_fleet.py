@@ -1,18 +1,20 @@
 """Real cameras come, change and go while others start, run and stop."""
 
+import errno
 import gc
 import os
 import re
 import threading
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import psutil
 import pytest
 from structlog.testing import capture_logs
 
+import capture.camera
 from capture.agent import Agent
-from capture.camera import SETTINGS_CHANGED
+from capture.camera import NOT_RUNNING, SETTINGS_CHANGED
 from capture.errors import SourceError
 from capture.ffmpeg import find_ffmpeg
 from capture.fleet import STARTS_PER_TURN
@@ -21,6 +23,7 @@ from capture.journal import Event
 from capture.runner import StopSignals, live
 from capture.settings import load_settings
 from capture.supervision import State
+from capture.upkeep import note_gap
 
 DEADLINE = 40.0
 STOP_SECONDS = 10.0  # the grace of ffmpeg and some more, on a machine that has other things to do
@@ -261,6 +264,22 @@ def test_the_time_without_a_camera_that_was_off_for_a_while_is_explained_by_its_
     site.until(lambda: site.runs("gate"), "it is back")
     (gap,) = [entry.fields for entry in site.spool.journal.read("gate") if entry.event is Event.GAP]
     assert gap["cause"] == SETTINGS_CHANGED
+
+
+def test_the_time_without_an_agent_is_told_also_where_the_salvage_fails(site, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    now = site.spool.clock.now()
+    note_gap(
+        site.spool, "gate", start=now - timedelta(seconds=700), end=now - timedelta(seconds=600), cause="x"
+    )
+    monkeypatch.setattr(capture.camera, "close_dead_sessions", fails)
+    site.start(tables("gate"))
+    site.until(lambda: site.runs("gate"), "it captures")
+    _, gap = [entry.fields for entry in site.spool.journal.read("gate") if entry.event is Event.GAP]
+    assert gap["cause"] == NOT_RUNNING
+    assert 600 <= gap["seconds"] < 600 + DEADLINE
 
 
 def test_a_camera_that_is_gone_keeps_its_token_for_what_it_owes(site, tmp_path):
