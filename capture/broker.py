@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -58,6 +59,18 @@ class RuntimeDir:
             f"No private directory can be made in {' or '.join(map(str, bases))};"
             " point TMPDIR to a directory on this machine that we may write to."
         )
+
+    def remake(self) -> bool:
+        """Make it again where somebody removed it; tell whether that was so. Raises OSError."""
+        if os.path.lexists(self.path):
+            return False
+        self.path.mkdir(mode=0o700)
+        lock = _lock_directory(self.path)
+        if lock is None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self.path))
+        os.close(self._lock)
+        self._lock = lock
+        return True
 
     def close(self) -> None:
         """Remove it with all that is in it."""
@@ -140,6 +153,22 @@ class EmbeddedBroker:
         if self._child is None:
             raise RuntimeError("the broker was not started")
         return self._child.poll()
+
+    def answers(self, timeout: float = 0.5) -> bool:
+        """Tell whether it takes a connection and says something, within `timeout` seconds for each."""
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(timeout)
+            try:
+                asking.connect(str(self.socket))
+                asking.sendall(b"PING\r\n")
+                return bool(asking.recv(1))
+            except OSError:
+                return False
+
+    def kill(self) -> None:
+        """Kill it, if it runs; `poll` tells of that."""
+        if self._child is not None:
+            self._child.kill_group()
 
     def stop(self, grace: float = 5.0, number: signal.Signals = signal.SIGTERM) -> None:
         """End it within `grace` seconds, or kill it; nothing happens if it does not run."""
@@ -279,7 +308,7 @@ def _sweep_one(name: str, base_fd: int) -> bool:
 
 
 def _require_private(directory: Path) -> None:
-    found = directory.stat()
+    found = directory.lstat()
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigError(
             f"The directory {directory} is open to other users (mode"
@@ -287,14 +316,14 @@ def _require_private(directory: Path) -> None:
         )
 
 
-def _argv(socket: Path) -> list[str]:
+def _argv(path: Path) -> list[str]:
     options = {
         "port": "0",
-        "unixsocket": str(socket),
+        "unixsocket": str(path),
         "unixsocketperm": "700",
         "protected-mode": "yes",
         "daemonize": "no",
-        "dir": str(socket.parent),
+        "dir": str(path.parent),
         "save": "",
         "appendonly": "no",
         "maxmemory-policy": "noeviction",

@@ -119,6 +119,7 @@ def run_everything(
             flower_port=flower_port,
             as_json=as_json,
             verbose=verbose,
+            remake=runtime.remake,
         )
         settings = stack.settings_for_agent(settings)
         if own_broker:

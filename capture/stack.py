@@ -141,7 +141,10 @@ class Stack:
         as_json: bool = False,
         verbose: bool = False,
         stderr: Stream | int = Stream.INHERIT,
+        remake: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`remake` makes `runtime_dir` again where somebody removed it, and tells whether that was so."""
+        self._remake = remake
         self._runtime_dir = runtime_dir
         self._stderr = stderr
         self._verbose = verbose
@@ -161,6 +164,9 @@ class Stack:
         self._broker_ladder = Ladder()
         self._broker_began = 0.0
         self._broker_again_at: float | None = None
+        self._broker_heard_at = 0.0
+        self._look_at = 0.0
+        self._directory_trouble: str | None = None
 
     def settings_for_agent(self, settings: Settings) -> Settings:
         """Return the settings with the broker that this stack runs."""
@@ -198,10 +204,38 @@ class Stack:
             service.start()
 
     def check(self) -> None:
-        """Restart what ended. Call it several times a second."""
+        """Restart what ended, or hangs. Call it several times a second."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look(now, stood_still=now - self._look_at > PULSE_SECONDS)
+            self._look_at = time.monotonic() + PULSE_SECONDS
         self._check_broker()
         for service in self._services.values():
             service.check()
+
+    def _look(self, now: float, *, stood_still: bool) -> None:
+        """See to what does not end by itself: a directory that a cleaner took, a broker that hangs."""
+        self._see_to_directory()
+        if self._broker is None or self._broker_again_at is not None:
+            return
+        if stood_still or self._broker.answers():
+            self._broker_heard_at = now
+        elif now - self._broker_heard_at > STUCK_SECONDS:
+            seconds = round(now - self._broker_heard_at)
+            log.error("service_stuck", service="broker", seconds=seconds, then="it is started anew")
+            self._broker_heard_at = now
+            self._broker.kill()
+
+    def _see_to_directory(self) -> None:
+        try:
+            is_remade, self._directory_trouble = self._remake(), None
+        except OSError as error:
+            if error.strerror != self._directory_trouble:
+                self._directory_trouble = error.strerror
+                log.error("runtime_directory_gone", path=str(self._runtime_dir), reason=error.strerror)
+            return
+        if is_remade:
+            log.warning("runtime_directory_remade", path=str(self._runtime_dir))
 
     def _check_broker(self) -> None:
         if self._broker is None:
@@ -224,6 +258,7 @@ class Stack:
                 log.error("broker_not_started", reason=str(error))
                 return
             self._broker_again_at = None
+            self._broker_heard_at = time.monotonic()
             log.info("service_started", service="broker")
 
     def ask_to_stop(self) -> None:
