@@ -16,7 +16,7 @@ from capture.settings import child_environment
 Origin = Literal["setting", "system", "imageio-ffmpeg"]
 
 _MIN_MAJOR = 6
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 45.0  # the first start of a large program from a slow card, while a machine boots
 _VERSION = re.compile(r"ffmpeg version (\S+)")
 _RELEASE = re.compile(r"n?([0-9]{1,3})(?:\.|-|\Z)")
 # A build from git has no number: N-109468-gd39b34123d, git-2026-01-01-abc, 2026-01-01-git-abc.
