@@ -129,6 +129,7 @@ class Demo:
         self._begun = time.monotonic()
         self._capture_begun: float | None = None
         self._window: tuple[float, float] | None = None
+        self._works = False  # something was uploaded
         self._guard = threading.Lock()
         self._hits: Counter[int] = Counter()
         self._groups: dict[int, str] = {}
@@ -183,17 +184,23 @@ class Demo:
             self._signals.ask()
         if self._capture_begun is None and agent.statuses()[0].state is State.RUNNING:
             self._capture_begun = now
-        is_due = self._capture_begun is not None and now >= self._capture_begun + self._outage.start
-        if is_due and self._window is None:
+        if self._capture_begun is None or self._window is not None:
+            return
+        elapsed = now - self._capture_begun
+        if self._outage.is_due(elapsed, works=self._works, length=self._seconds):
             self._window = (time.time(), time.time() + self._outage.seconds)
             for fault in self._outage.faults():
                 sink.faults.add(fault)
 
     def _note(self, event: SinkEvent) -> None:
         """Count the uploads that a fault turned away; called from the ingest's threads."""
-        if event.fault is not None and event.sequence is not None:
-            with self._guard:
-                self._hits[event.sequence] += 1
+        if event.sequence is None:
+            return
+        if event.fault is None:
+            self._works = True
+            return
+        with self._guard:
+            self._hits[event.sequence] += 1
 
     def _look(self, agent: Agent, spool: Spool, sink: Sink) -> None:
         status = agent.statuses()[0]

@@ -46,6 +46,15 @@ class Outage:
             )
         return found
 
+    def is_due(self, elapsed: float, *, works: bool, length: int) -> bool:
+        """Tell whether it begins, so many seconds after the start of capture.
+
+        It waits for the first upload (`works`): where a busy machine is slow to start, an outage before it
+        would hit nothing. Not longer than leaves it a whole segment at the end.
+        """
+        latest = length - self.seconds - SEGMENT_SECONDS
+        return elapsed >= self.start and (works or elapsed >= latest)
+
     def faults(self) -> tuple[Fault, Fault]:
         """Return what the ingest plays: errors all the time, and for the last third nobody at the door."""
         third = self.seconds / 3

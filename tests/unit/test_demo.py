@@ -168,6 +168,19 @@ def test_an_outage_is_read():
     assert Outage.parse("4.5+3", length=30) == Outage(4.5, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("elapsed", "works", "due"),
+    [(9.9, True, False), (10.0, True, True), (10.0, False, False), (21.9, False, False), (22.0, False, True)],
+)
+def test_the_outage_waits_for_a_first_upload_but_not_for_ever(elapsed, works, due):
+    assert Outage(10.0, 6.0).is_due(elapsed, works=works, length=30) is due
+
+
+def test_an_outage_that_was_asked_for_late_begins_then():
+    assert not Outage(25.0, 6.0).is_due(24.0, works=False, length=30)
+    assert Outage(25.0, 6.0).is_due(25.0, works=False, length=30)
+
+
 @pytest.mark.parametrize("text", ["", "10", "10+", "10+2", "29+6", "-1+6", "10+6s", "10 + 6"])
 def test_an_outage_that_could_hit_nothing_is_a_usage_error(text):
     with pytest.raises(UsageError, match="expected START\\+SECONDS"):
