@@ -6,11 +6,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from capture.audit import NO_FILES, CameraReport, Finding, Gap, Kind, Listing, SessionFiles
-from capture.journal import Entry, Event
+from capture.journal import Entry, Event, day_of
 from capture.segment import SegmentName, SessionName
 
 MOST_FINDINGS = 200  # of one camera, kept with their words; all are counted
@@ -124,7 +123,7 @@ class Ledger:
 
     def feed(self, entry: Entry) -> None:
         """Take the next line."""
-        self._first_day = self._first_day or _day(entry.path)
+        self._first_day = self._first_day or day_of(entry.path)
         if entry.event is None:
             self._torn(entry, self._findings)
         elif entry.event is Event.GAP:
@@ -366,13 +365,6 @@ def _number(name: str) -> int | None:
     """Return the sequence number of a segment's name; None for any other name."""
     segment = SegmentName.parse(name)
     return segment.sequence if segment else None
-
-
-def _day(path: Path) -> date | None:
-    try:
-        return date.fromisoformat(path.stem)
-    except ValueError:
-        return None
 
 
 def _place(entry: Entry) -> str:

@@ -1,7 +1,7 @@
 """Dropping segments to make room: rejected ones first, then the oldest of the camera that owes most."""
 
 import contextlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,9 +16,8 @@ from capture.locks import exclusive
 from capture.retention import owes_most
 from capture.segment import SegmentName, SessionName
 from capture.spool import REJECTED, Spool
-from capture.upkeep import REJECTED_LOCK
+from capture.upkeep import REJECTED_LOCK, SHARE_A_SYNC
 
-BATCH = 64  # share one sync of the journal
 ASIDE_SECONDS = 600.0
 ASIDE_MOST = 1024  # of a camera
 LISTED_SHARE = 100  # a listing of the oldest hands out one in so many: its cost per segment stays flat
@@ -60,7 +59,7 @@ class Eviction:
         self._spool = spool
         self._holdings = holdings
         self._next: dict[tuple[str, str], deque[Victim]] = {}
-        self._aside: dict[str, Aside] = {}
+        self._aside = defaultdict[str, Aside](lambda: Aside(seconds=ASIDE_SECONDS, most=ASIDE_MOST))
 
     def free(self, to_free: int, *, reason: str, seconds: float, inodes: bool = False) -> tuple[int, int]:
         """Drop until so many bytes (or inodes) are free or nothing is left; return how many, and the gain.
@@ -105,7 +104,7 @@ class Eviction:
         for stuck in round_.stuck & owed.keys():
             del owed[stuck]
         chosen: list[Victim] = []
-        while to_free > 0 and len(chosen) < BATCH and (camera := owes_most(owed)) is not None:
+        while to_free > 0 and len(chosen) < SHARE_A_SYNC and (camera := owes_most(owed)) is not None:
             victim = self._oldest(camera, place, round_)
             if victim is None:
                 del owed[camera]
@@ -129,8 +128,8 @@ class Eviction:
 
     def _list_oldest(self, camera: str, place: str, round_: _Round) -> list[Victim]:
         for session, sizes in self._holdings.sessions(camera, place):
-            count = max(BATCH, sizes.count // LISTED_SHARE)
-            if self._aside_of(camera).shuts(session):
+            count = max(SHARE_A_SYNC, sizes.count // LISTED_SHARE)
+            if self._aside[camera].shuts(session):
                 continue
             try:
                 names = self._spool.first_segments(session, count, self._left_out(session, round_), place)
@@ -141,11 +140,8 @@ class Eviction:
                 return found
         return []
 
-    def _aside_of(self, camera: str) -> Aside:
-        return self._aside.setdefault(camera, Aside(seconds=ASIDE_SECONDS, most=ASIDE_MOST))
-
     def _left_out(self, session: SessionName, round_: _Round) -> Collection[str]:
-        tried, aside = round_.tried.get(session, set()), self._aside_of(session.camera).names(session)
+        tried, aside = round_.tried.get(session, set()), self._aside[session.camera].names(session)
         return tried.union(aside) if aside else tried
 
     def _victim(self, session: SessionName, name: SegmentName, place: str) -> Victim | None:
@@ -246,7 +242,7 @@ class Eviction:
     def _not_dropped(self, victim: Victim, reason: str | None) -> None:
         """Leave it out for a while: each further try would cost a line, on a disk that is full."""
         session, segment = victim.session, str(victim.segment)
-        self._aside_of(session.camera).put(session, victim.segment, now=self._spool.clock.monotonic())
+        self._aside[session.camera].put(session, victim.segment, now=self._spool.clock.monotonic())
         log.warning(
             "segment_not_dropped", camera=session.camera, session=str(session), segment=segment, reason=reason
         )

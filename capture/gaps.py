@@ -23,9 +23,9 @@ class Gaps:
     Retries in vain belong to the gap that is open; its cause is the first, and the last if that is another.
     """
 
-    def __init__(self, note: Note, clock: Clock | None = None) -> None:
+    def __init__(self, note: Note, clock: Clock) -> None:
         self._note = note
-        self._clock = clock or Clock()
+        self._clock = clock
         self._until: datetime | None = None
         self._until_ticks: float | None = None  # the same in monotonic seconds, if it was in this run
         self._ahead: tuple[datetime, str] | None = None  # a loss that began later than it is now
@@ -69,23 +69,27 @@ class Gaps:
         self._close(now)
 
     def _close(self, end: datetime) -> None:
-        if self._ahead is not None and self._ahead[0] <= end:
-            (start, cause), self._ahead = self._ahead, None
-            self._tell(start, end, cause)
-        begun, cause_now = self._until, self.cause
+        self._catch_up(end)
+        start, cause = self._until, self.cause
         self._first = self._latest = None
-        if begun is None or cause_now is None:
+        if start is None or cause is None:
             return
-        seconds = (end - begun).total_seconds()
+        seconds = (end - start).total_seconds()
         if self._until_ticks is not None:
             passed = self._ticks_at(end) - self._until_ticks
-            begun = end - timedelta(seconds=passed) if passed - seconds > STEP_SECONDS else begun
+            start = end - timedelta(seconds=passed) if passed - seconds > STEP_SECONDS else start
         elif seconds < -STEP_SECONDS:
-            self._ahead = begun, cause_now
+            self._ahead = start, cause
             return
-        if (end - begun).total_seconds() >= SHORTEST_SECONDS:
+        if (end - start).total_seconds() >= SHORTEST_SECONDS:
             self.video_until(end)
-            self._tell(begun, end, cause_now)
+            self._tell(start, end, cause)
+
+    def _catch_up(self, now: datetime) -> None:
+        """Tell of a loss that began later than it was, once it is that late."""
+        if self._ahead is not None and self._ahead[0] <= now:
+            (start, cause), self._ahead = self._ahead, None
+            self._tell(start, now, cause)
 
     def _tell(self, start: datetime, end: datetime, cause: str) -> None:
         self.count += 1

@@ -157,6 +157,14 @@ def day_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("????-??-??.jsonl"))
 
 
+def day_of(path: Path) -> date | None:
+    """Return the day that a file of a journal is of; None for one that is named otherwise."""
+    try:
+        return date.fromisoformat(path.stem)
+    except ValueError:
+        return None
+
+
 def _end_of(entry: Entry) -> datetime | None:
     """Return when what a line tells of ended, if it is a segment's closing or a gap."""
     if entry.event in {Event.CLOSED, Event.RECOVERED}:

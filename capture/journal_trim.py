@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import structlog
 
-from capture.journal import day_files
+from capture.journal import day_files, day_of
 from capture.segment import SessionName
 from capture.spool import OPEN, REJECTED, Spool
 
@@ -37,7 +37,7 @@ def _trim(spool: Spool, camera: str, keep_seconds: float) -> int:
     removed = 0
     try:
         paths = day_files(spool.journal.directory / camera)
-        files = {day: path for path in paths if (day := _day(path.stem))}
+        files = {day: path for path in paths if (day := day_of(path))}
         if not surplus([*files], keep_seconds, None):  # then what is in the spool need not be looked at
             return 0
         for day in surplus([*files], keep_seconds, _needed_from(spool, camera)):
@@ -46,13 +46,6 @@ def _trim(spool: Spool, camera: str, keep_seconds: float) -> int:
     except OSError as error:
         log.warning("journal_not_trimmed", camera=camera, reason=error.strerror)
     return removed
-
-
-def _day(text: str) -> date | None:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        return None
 
 
 def _needed_from(spool: Spool, camera: str) -> date | None:

@@ -10,6 +10,7 @@ import os
 import random
 import time
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -60,7 +61,7 @@ class Shortlist:
         self._monotonic = monotonic
         self._by_camera: dict[str, list[Debt]] = {}
         self._cut: set[str] = set()  # cameras that owe more than is listed here
-        self._aside: dict[str, Aside] = {}  # by camera: cannot be opened
+        self._aside = defaultdict[str, Aside](self._new_aside)  # by camera: cannot be opened
         self._vain_at: dict[str, float] = {}  # by camera: when one last could not be opened
         self._room = SHORTLIST  # of each camera
         self._listed_at = float("-inf")
@@ -132,23 +133,21 @@ class Shortlist:
         except (HostileNameError, OSError) as error:
             self._leave_out(debt, error)
             return None, False
-        self._aside_of(debt.camera).had(debt.session, debt.segment)
+        self._aside[debt.camera].had(debt.session, debt.segment)
         return picked, False
 
     # --- what cannot be opened ---
 
-    def _aside_of(self, camera: str) -> Aside:
-        if camera not in self._aside:
-            self._aside[camera] = Aside(seconds=ASIDE_SECONDS, most=self._room * ASIDE_SHARE)
-        return self._aside[camera]
+    def _new_aside(self) -> Aside:
+        return Aside(seconds=ASIDE_SECONDS, most=self._room * ASIDE_SHARE)
 
     def _is_aside(self, debt: Debt) -> bool:
-        names = self._aside_of(debt.camera).names(debt.session)
+        names = self._aside[debt.camera].names(debt.session)
         return bool(names) and str(debt.segment) in names
 
     def _leave_out(self, debt: Debt, error: Exception) -> None:
         now = self._monotonic()
-        self._aside_of(debt.camera).put(debt.session, debt.segment, now=now)
+        self._aside[debt.camera].put(debt.session, debt.segment, now=now)
         if now - self._vain_at.get(debt.camera, float("-inf")) >= QUIET_SECONDS:
             log.warning(
                 "segments_not_readable",
@@ -186,14 +185,14 @@ class Shortlist:
         sessions = self._spool.sessions()
         cameras = {session.camera for session in sessions}
         self._room = max(PROBE_CHOICE, SHORTLIST // max(1, len(cameras)))
-        shut = {session for session in sessions if self._aside_of(session.camera).shuts(session)}
+        shut = {session for session in sessions if self._aside[session.camera].shuts(session)}
         self._let_back(cameras)
         room = len(skip) + self._room
         self._by_camera = {camera: [] for camera in cameras}
         for session in each_readable(self._spool, sessions, self._spool.has_segments):
             debts = self._by_camera[session.camera]
             if len(debts) < room and session not in shut:
-                left_out = self._aside_of(session.camera).names(session)
+                left_out = self._aside[session.camera].names(session)
                 first = self._spool.first_segments(session, room - len(debts), left_out)
                 debts += [Debt(session, segment) for segment in first]
         self._cut = {camera for camera, debts in self._by_camera.items() if len(debts) >= room}

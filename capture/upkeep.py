@@ -31,7 +31,7 @@ SILENT_SECONDS = 180.0  # an agent whose camera is away shows a sign of life eve
 LONGEST_SEGMENT = 600.0
 _TELL_AGAIN_SECONDS = 30.0
 _TELL_TROUBLE_SECONDS = 60.0
-_SHARE_A_SYNC = 64  # lines
+SHARE_A_SYNC = 64  # lines of the journal
 REJECTED_AGAIN_SECONDS = 600.0  # until the cloud is told again what it would not hear
 
 _told: dict[tuple[SessionName, str], float] = {}  # which trouble of which session; monotonic seconds
@@ -296,8 +296,8 @@ def _sweep_one(spool: Spool, name: SessionName, sweep_after: float, keep_rejecte
 def _drop_rejected(spool: Spool, name: SessionName, segments: Sequence[SegmentName], *, reason: str) -> None:
     """Journal and remove them some at a time, so that a sweep that is cut short has not been in vain."""
     folder = spool.session_path(name) / REJECTED
-    for begin in range(0, len(segments), _SHARE_A_SYNC):
-        some = segments[begin : begin + _SHARE_A_SYNC]
+    for begin in range(0, len(segments), SHARE_A_SYNC):
+        some = segments[begin : begin + SHARE_A_SYNC]
         lines: list[dict[str, object]] = [
             {"session": str(name), "segment": str(segment), "reason": reason} for segment in some
         ]

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import structlog
 from hypothesis import settings
 
 from capture.segment import SegmentName
-from capture.session import Owed, Session
+from capture.session import Measured, Owed, Session
 from capture.source import parse_source
 from capture.spool import Spool
 from tests.order import dealt
@@ -118,6 +118,22 @@ def owing(spool: Spool, camera: str, count: int) -> Session:
 
 def owed_path(session: Session, segment: SegmentName) -> Path:
     return session.path / str(segment)
+
+
+@pytest.fixture
+def unreadable_where(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], bool]], None]:
+    """Has the disk fail to read the open segments of which a test says so, by camera and number."""
+    measure = Session.measure
+
+    def fail(test: Callable[[str, int], bool]) -> None:
+        def fails_for_some(self: Session, sequence: int) -> Measured | None:
+            if test(self.name.camera, sequence):
+                raise OSError(5, "Input/output error")
+            return measure(self, sequence)
+
+        monkeypatch.setattr(Session, "measure", fails_for_some)
+
+    return fail
 
 
 class Immutable:

@@ -76,15 +76,8 @@ def test_a_session_goes_on_over_restarts_of_ffmpeg(desk):
     assert [what for _, what in desk.told] == ["started", "ended"]
 
 
-def test_an_open_segment_that_cannot_be_read_does_not_keep_the_others(desk, monkeypatch):
-    measure = Session.measure
-
-    def fails_for_one(self, sequence):
-        if sequence == 2:
-            raise OSError(5, "Input/output error")
-        return measure(self, sequence)
-
-    monkeypatch.setattr(Session, "measure", fails_for_one)
+def test_an_open_segment_that_cannot_be_read_does_not_keep_the_others(desk, unreadable_where):
+    unreadable_where(lambda _, number: number == 2)
     desk.close(SMALL)
     desk.write(SMALL)
     desk.write(SMALL)

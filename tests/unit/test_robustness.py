@@ -9,25 +9,17 @@ from capture.claim import claim
 from capture.errors import ConfigError
 from capture.gate import Gate, Verdict
 from capture.journal import Event, Journal
-from capture.session import Session
 from capture.settings import IngestSettings
 from capture.spool import read_json
 from capture.upkeep import close_dead_sessions, note_gap, requeue_rejected, sweep
 from tests.conftest import PACKET, add_segment, owing, start_session
 
 
-def test_one_session_that_cannot_be_salvaged_does_not_stop_the_salvage_of_others(spool, monkeypatch):
+def test_one_session_that_cannot_be_salvaged_does_not_stop_the_salvage_of_others(spool, unreadable_where):
     for camera in ("bad", "good"):
         with start_session(spool, camera) as session:
             session.open_path(1).write_bytes(PACKET)
-    measure = Session.measure
-
-    def fails_for_one(self, sequence):
-        if self.name.camera == "bad":
-            raise OSError(5, "Input/output error")
-        return measure(self, sequence)
-
-    monkeypatch.setattr(Session, "measure", fails_for_one)
+    unreadable_where(lambda camera, _: camera == "bad")
     with capture_logs() as said:
         assert [name.camera for name, _ in close_dead_sessions(spool)] == ["good"]
         assert close_dead_sessions(spool) == []

@@ -15,7 +15,7 @@ from capture.claim import HostileNameError, claim, parse_names, parse_session
 from capture.errors import ConfigError
 from capture.journal import Event, Journal
 from capture.segment import SegmentName, SessionName
-from capture.session import Session, adopt, lock_session
+from capture.session import adopt, lock_session
 from capture.spool import MARKER, SESSION_FILE, Spool, read_json, write_json
 from capture.upkeep import close_dead_sessions, requeue_rejected
 from tests.conftest import PACKET, add_segment, start_session
@@ -222,15 +222,8 @@ def test_what_was_left_open_is_cut_to_whole_packets_and_becomes_owed(spool):
     assert [event for event, _ in events(spool)] == [Event.RECOVERED]
 
 
-def test_one_open_segment_that_cannot_be_salvaged_does_not_keep_the_others(spool, monkeypatch):
-    measure = Session.measure
-
-    def fails_for_one(self, sequence):
-        if sequence == 2:
-            raise OSError(5, "Input/output error")
-        return measure(self, sequence)
-
-    monkeypatch.setattr(Session, "measure", fails_for_one)
+def test_one_open_segment_that_cannot_be_salvaged_does_not_keep_the_others(spool, unreadable_where):
+    unreadable_where(lambda _, number: number == 2)
     with start_session(spool) as session:
         for number in (1, 2, 3):
             session.open_path(number).write_bytes(PACKET)
